@@ -1,0 +1,185 @@
+"""What travels between the rooms, and the Protocols of what is lent to the clip loop.
+
+Knows shapes and units only. B batch, F frames, T latent frames, H W pixels, h w latent cells (H/8, W/8), D width.
+Everything is frozen: hosts cache these objects and hand them to the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from .errors import ConfigError, ShapeError
+from .geometry import VideoSize
+
+SOLVERS = ("unipc", "dpm++", "euler", "few-step")
+CONTINUITIES = ("exact", "carry")
+
+StepCallback = Callable[[int, int], None]
+"""Called as `on_step(steps done, steps in all)`; it may raise `Interrupted`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerSettings:
+    """How one clip is denoised."""
+
+    steps: int = 40
+    shift: float = 3.0
+    guidance_scale: float = 4.5   # 1 = off: one evaluation a step
+    solver: str = "unipc"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps must be 1 or more, got {self.steps}")
+        if not self.shift > 0:
+            raise ConfigError(f"shift must be above 0, got {self.shift}")
+        if not self.guidance_scale >= 0:
+            raise ConfigError(f"guidance must be 0 or more (1 switches it off), got {self.guidance_scale}")
+        if self.solver not in SOLVERS:
+            raise ConfigError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipSettings:
+    """How one clip is cut. Counts are pixel frames."""
+
+    frames: int = 80          # new per clip, 4 to a latent frame
+    motion_frames: int = 73   # of the past: 1 + 4*18, so 19 latent frames
+    warmup_frames: int = 3    # head of clip 0, decoded without a past and dropped
+    fps: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.frames < 4 or self.frames % 4 or self.motion_frames < 1 or self.motion_frames % 4 != 1:
+            raise ShapeError(
+                f"a clip has 4n frames and 4n+1 motion frames; got {self.frames} frames, {self.motion_frames} motion frames"
+            )
+        if not 0 <= self.warmup_frames < self.frames:
+            raise ShapeError(f"warmup_frames must be 0 to {self.frames - 1}, got {self.warmup_frames}")
+        if not 1 <= self.fps <= 120:
+            raise ConfigError(f"fps must be 1 to 120, got {self.fps:g}; Wan-S2V was trained at 16")
+
+    @property
+    def num_latents(self) -> int:
+        return self.frames // 4
+
+    @property
+    def num_motion_latents(self) -> int:
+        return 1 + (self.motion_frames - 1) // 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipPlan:
+    """One clip of a video, on the audio's clock.
+
+    Of the `stop_frame - start_frame` frames that are denoised, `trim_start` go at the head (warm-up) and
+    `trim_end` at the tail (past the end of the sound); the rest are the video's next frames.
+    """
+
+    index: int
+    start_frame: int     # audio frame that drives the first denoised frame; negative in a warm-up
+    stop_frame: int      # one past the last
+    seed: int
+    uses_motion: bool    # False: no motion tokens, and the reference latent opens the decode
+    trim_start: int = 0
+    trim_end: int = 0
+
+    @property
+    def num_kept(self) -> int:
+        return self.stop_frame - self.start_frame - self.trim_start - self.trim_end
+
+    @property
+    def first_kept(self) -> int:
+        """Index in the video of this clip's first kept frame, when plans follow the audio's clock."""
+        return self.start_frame + self.trim_start
+
+
+class AudioFeatures(Protocol):
+    """Sound features on the video's clock, made as they are asked for."""
+
+    def window(self, start_frame: int, stop_frame: int) -> Tensor:
+        """[1, L, C, stop-start] features of the frames; before and past the sound, the features of silence."""
+        ...
+
+
+class PoseFrames(Protocol):
+    """A pose video on the video's clock, read as it is asked for."""
+
+    def window(self, start_frame: int, stop_frame: int) -> Tensor:
+        """[1, 3, stop-start, H, W] frames in [-1, 1]; a frame outside the pose video is -1 (black)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditioning:
+    """What directs a whole video. Made once per video."""
+
+    size: VideoSize
+    prompt_embeds: Tensor             # [1, L, 4096], L <= 512 real tokens
+    negative_prompt_embeds: Tensor    # [1, L', 4096]
+    reference_frames: Tensor          # [1, 3, 1, H, W] in [-1, 1]
+    reference_latent: Tensor          # [1, 16, 1, h, w]
+    audio: AudioFeatures
+    pose: PoseFrames | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipInputs:
+    """What directs one clip."""
+
+    prompt_embeds: Tensor             # [1, L, 4096]
+    negative_prompt_embeds: Tensor    # [1, L', 4096]
+    reference_latent: Tensor          # [1, 16, 1, h, w]
+    motion_latents: Tensor | None     # [1, 16, 19, h, w]; None: no motion tokens
+    audio_features: Tensor            # [1, 25, 1024, F]
+    pose_latents: Tensor | None       # [1, 16, T, h, w]; None: no pose
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MotionMemory:
+    """The frames before a clip, in float: never through a compressed file."""
+
+    frames: Tensor   # [1, 3, 73, H, W] in [-1, 1], CPU; 0 (grey) where nothing has been seen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodedClip:
+    """A finished clip."""
+
+    plan: ClipPlan
+    frames: Tensor          # [1, 3, F, H, W] in [-1, 1], float32 on the CPU: the kept frames only
+    latents: Tensor         # [1, 16, T, h, w] float32 on the CPU: as sampled, what `carry` continues from
+    memory: MotionMemory    # what the next clip sees
+
+
+class Denoiser(Protocol):
+    """Noise to latents for one clip: our sampler and transformer, or a host's."""
+
+    def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
+        """[1, 16, T, h, w] noise -> latents of the same shape, float32."""
+        ...
+
+
+class VideoDecoder(Protocol):
+    """A decode in progress: causal state carried between calls."""
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """[1, 16, T, h, w] latents -> [1, 3, f, H, W] frames in [-1, 1], yielded as they are ready.
+
+        The stream's very first latent frame gives 1 frame, every later one 4.
+        """
+        ...
+
+
+class VideoCodec(Protocol):
+    """Pixels to latents and back: our VAE, or a host's."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """[1, 3, F, H, W] frames in [-1, 1] -> [1, 16, 1+(F-1)//4, h, w] normalised latents, float32."""
+        ...
+
+    def decoder(self) -> VideoDecoder:
+        """A fresh stream."""
+        ...
