@@ -1,0 +1,284 @@
+"""The Wan-S2V transformer: noisy latents, and everything that directs them, to velocity.
+
+Knows one clip at a time; schedules, guidance and files are others' business. Parameter names are the checkpoint's.
+B batch, T latent frames, h w latent cells, N tokens, V video tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import TransformerConfig
+from ..errors import ShapeError
+from ..geometry import LatentGrid, TokenLayout
+from ..ops import layers as torch_layers
+from ..ops.attention import AttentionFn, sdpa
+from ..ops.layers import Factory, Layers
+from ..ops.rope import rope_table
+from .audio import AudioContext, AudioInjector, CausalAudioEncoder
+from .dit_blocks import Block, Head, unpatchify
+from .motion import FramePacker
+from .positions import motion_positions, reference_positions, video_positions
+
+AUDIO_PREFIX_FRAMES = 73   # copies of a clip's first audio frame before it, as the model was trained
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptContext:
+    """What the blocks need of the prompt. Made once per video."""
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]   # per block, each [B, text_len, heads, head_dim]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeContext:
+    """What the blocks and the head need of a timestep."""
+
+    head: Tensor         # [B, D] float32
+    modulation: Tensor   # [B, 6, 2, D] float32: for the video tokens, for the rest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipContext:
+    """Everything about a clip that does not change over its steps. Made once per clip."""
+
+    grid: LatentGrid
+    layout: TokenLayout
+    rope: tuple[Tensor, Tensor]            # cos, sin [N, 1, head_dim/2]
+    video_offset: Tensor                   # [B or 1, V or 1, D]: the pose, and the mark of a video token
+    condition_tokens: Tensor               # [B or 1, N - V, D]: reference and motion tokens
+    prompt: PromptContext
+    audio: tuple[AudioContext, ...]        # per audio layer
+
+    def joined(self, other: ClipContext) -> ClipContext:
+        """This clip and one that differs in prompt and sound alone, as a batch of two."""
+        prompt = PromptContext(
+            keys_values=tuple(
+                (torch.cat([k, k2]), torch.cat([v, v2]))
+                for (k, v), (k2, v2) in zip(self.prompt.keys_values, other.prompt.keys_values, strict=True)
+            )
+        )
+        audio = tuple(
+            AudioContext(
+                keys=torch.cat([a.keys, b.keys]),
+                values=torch.cat([a.values, b.values]),
+                shift=None if a.shift is None else torch.cat([a.shift, b.shift]),
+                scale=None if a.scale is None else torch.cat([a.scale, b.scale]),
+            )
+            for a, b in zip(self.audio, other.audio, strict=True)
+        )
+        return ClipContext(
+            grid=self.grid,
+            layout=self.layout,
+            rope=self.rope,
+            video_offset=self.video_offset,
+            condition_tokens=self.condition_tokens,
+            prompt=prompt,
+            audio=audio,
+        )
+
+
+class WanS2VTransformer(nn.Module):
+    """The denoiser.
+
+    Args:
+        config: sizes; the defaults are the 14B model.
+        layers: where Linear, Conv1d, Conv3d, LayerNorm, RMSNorm and Embedding come from (`ops.layers.Layers`).
+        attention: queries, keys, values [B, N, heads, head_dim] -> [B, N, heads, head_dim].
+        compute_dtype: of the blocks; None: the dtype of the patch embedding's weight.
+
+    Time embedding, modulation, audio encoder and head run in float32, the rest in `compute_dtype`.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        layers: Layers = torch_layers,
+        attention: AttentionFn = sdpa,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        make = Factory(layers, device, dtype)
+        dim = config.dim
+        self.config = config
+        self._compute_dtype = compute_dtype
+        self.patch_embedding = make.patch_conv(config.in_channels, dim, config.patch_size)
+        self.cond_encoder = make.patch_conv(config.pose_channels, dim, config.patch_size)
+        self.text_embedding = nn.Sequential(
+            make.linear(config.text_dim, dim), nn.GELU(approximate="tanh"), make.linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(make.linear(config.freq_dim, dim), nn.SiLU(), make.linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), make.linear(dim, 6 * dim))
+        self.trainable_cond_mask = make.embedding(3, dim)   # of video, reference and motion tokens
+        self.casual_audio_encoder = CausalAudioEncoder(config, make)
+        self.frame_packer = FramePacker(config, make)
+        self.blocks = nn.ModuleList(Block(config, make, attention) for _ in range(config.num_layers))
+        self.audio_injector = AudioInjector(config, make, attention)
+        self.head = Head(config, make)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self._compute_dtype or self.patch_embedding.weight.dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        self._compute_dtype = dtype
+
+    # ---- once per video -------------------------------------------------------------------------------------------
+
+    def prepare_prompt(self, prompt_embeds: Tensor) -> PromptContext:
+        """Keys and values of the prompt for every block.
+
+        Args:
+            prompt_embeds: [B, L, text_dim], L real tokens; padded here with zero rows, which take part in attention.
+        """
+        text = self.embed_text(prompt_embeds)
+        return PromptContext(keys_values=tuple(block.cross_attn.keys_values(text) for block in self.blocks))
+
+    def embed_text(self, prompt_embeds: Tensor) -> Tensor:
+        """[B, L, text_dim] -> [B, text_len, D]."""
+        missing = self.config.text_len - prompt_embeds.shape[1]
+        if missing < 0:
+            raise ShapeError(f"a prompt has at most {self.config.text_len} tokens, got {prompt_embeds.shape[1]}")
+        return self.text_embedding(F.pad(prompt_embeds.to(self.compute_dtype), (0, 0, 0, missing)))
+
+    def embed_time(self, timesteps: Tensor) -> TimeContext:
+        """timesteps [B] in 0..1000 -> their modulation, in float32."""
+        count = timesteps.shape[0]
+        both = torch.cat([timesteps, timesteps.new_zeros(1)]) if self.config.zero_timestep else timesteps
+        head = self.time_embedding(sinusoid(both, self.config.freq_dim))
+        modulation = self.time_projection(head).unflatten(1, (6, -1))
+        rest = modulation[count:].expand(count, -1, -1) if self.config.zero_timestep else modulation
+        return TimeContext(head=head[:count], modulation=torch.stack([modulation[:count], rest], dim=2))
+
+    # ---- once per clip --------------------------------------------------------------------------------------------
+
+    def prepare_clip(
+        self,
+        *,
+        prompt: PromptContext,
+        num_latents: int,
+        reference_latent: Tensor,
+        audio_features: Tensor,
+        motion_latents: Tensor | None = None,
+        pose_latents: Tensor | None = None,
+        num_near: int = 2,
+        audio_prefix_frames: int = AUDIO_PREFIX_FRAMES,
+    ) -> ClipContext:
+        """Everything that stays the same over a clip's steps.
+
+        Args:
+            prompt: of `prepare_prompt`.
+            num_latents: T, the latent frames to denoise.
+            reference_latent: [B, 16, 1, h, w].
+            audio_features: [B, L, C, 4T].
+            motion_latents: [B, 16, Tm, h, w], or None for a clip without a past (no motion tokens).
+            pose_latents: [B, 16, T, h, w], or None.
+            num_near: how many of the near motion buckets are used, 0-2.
+            audio_prefix_frames: see AUDIO_PREFIX_FRAMES.
+
+        Raises: ShapeError when the sound does not cover the latent frames.
+        """
+        grid = LatentGrid(frames=num_latents, height=reference_latent.shape[-2], width=reference_latent.shape[-1])
+        tokens, style = self.casual_audio_encoder(audio_features, audio_prefix_frames)
+        if tokens.shape[1] != num_latents:
+            raise ShapeError(
+                f"{num_latents} latent frames need {4 * num_latents} frames of audio features, "
+                f"got {audio_features.shape[-1]}"
+            )
+        condition, positions = self._condition_tokens(grid, reference_latent, motion_latents, num_near)
+        layout = TokenLayout(
+            num_video=grid.num_tokens,
+            num_reference=grid.tokens_per_frame,
+            num_motion=condition.shape[1] - grid.tokens_per_frame,
+            tokens_per_frame=grid.tokens_per_frame,
+        )
+        return ClipContext(
+            grid=grid,
+            layout=layout,
+            rope=rope_table(positions.to(condition.device), self.config.head_dim),
+            video_offset=self._video_offset(pose_latents, condition.device),
+            condition_tokens=condition,
+            prompt=prompt,
+            audio=self.audio_injector.prepare(tokens, style, self.compute_dtype),
+        )
+
+    def _condition_tokens(
+        self, grid: LatentGrid, reference_latent: Tensor, motion_latents: Tensor | None, num_near: int
+    ) -> tuple[Tensor, Tensor]:
+        """Reference and motion tokens [B, N - V, D], and the positions [N, 3] of all tokens of the clip."""
+        marks = self.trainable_cond_mask.weight
+        reference = _tokens(self.patch_embedding(reference_latent.to(self.compute_dtype)))
+        groups = [reference + marks[1].to(reference)]
+        positions = [video_positions(grid), reference_positions(grid)]
+        if motion_latents is not None:
+            motion = self.frame_packer(motion_latents.to(self.compute_dtype), num_near)
+            groups.append(motion + marks[2].to(motion))
+            seen = num_near if self.config.motion_drop_mode == "drop" else 2
+            positions.append(motion_positions(grid.height, grid.width, self.config.motion_buckets, seen))
+        return torch.cat(groups, dim=1), torch.cat(positions)
+
+    def _video_offset(self, pose_latents: Tensor | None, device: torch.device) -> Tensor:
+        """What is added to every video token: the pose (without one, the encoder's bias alone) and its mark."""
+        if pose_latents is None:
+            pose = self.cond_encoder.bias.to(device=device, dtype=self.compute_dtype)[None, None]
+        else:
+            pose = _tokens(self.cond_encoder(pose_latents.to(self.compute_dtype)))
+        return pose + self.trainable_cond_mask.weight[0].to(pose)
+
+    # ---- once per step --------------------------------------------------------------------------------------------
+
+    def forward(self, latents: Tensor, timestep: Tensor | TimeContext, clip: ClipContext) -> Tensor:
+        """Velocity (noise - clean) of noisy latents.
+
+        Args:
+            latents: [B, 16, T, h, w].
+            timestep: [B] in 0..1000, or what `embed_time` made of it.
+            clip: of `prepare_clip`, its batch equal to B or 1.
+
+        Returns: [B, 16, T, 2*(h//2), 2*(w//2)] float32.
+        """
+        time = timestep if isinstance(timestep, TimeContext) else self.embed_time(timestep)
+        x = self._join(latents, clip)
+        num_video = clip.layout.num_video
+        for i, block in enumerate(self.blocks):
+            x = block(x, time.modulation, clip.rope, clip.prompt.keys_values[i], num_video)
+            x = self._inject_audio(i, x, clip)
+        return self._velocity(x[:, :num_video], time, clip.grid)
+
+    def _join(self, latents: Tensor, clip: ClipContext) -> Tensor:
+        """Video tokens, then reference and motion tokens: [B, N, D]."""
+        video = _tokens(self.patch_embedding(latents.to(self.compute_dtype))) + clip.video_offset
+        return torch.cat([video, clip.condition_tokens.expand(video.shape[0], -1, -1)], dim=1)
+
+    def _inject_audio(self, layer: int, x: Tensor, clip: ClipContext) -> Tensor:
+        i = self.audio_injector.index_of.get(layer)
+        if i is None:
+            return x
+        video, rest = x[:, : clip.layout.num_video], x[:, clip.layout.num_video :]
+        return torch.cat([video + self.audio_injector.residual(i, video, clip.audio[i]), rest], dim=1)
+
+    def _velocity(self, video: Tensor, time: TimeContext, grid: LatentGrid) -> Tensor:
+        patches = self.head(video, time.head)
+        p = self.config.patch_size
+        return unpatchify(patches, (grid.frames // p[0], grid.height // p[1], grid.width // p[2]), p)
+
+
+def _tokens(x: Tensor) -> Tensor:   # [B, D, f, h, w] -> [B, f*h*w, D]
+    return x.flatten(2).transpose(1, 2)
+
+
+def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
+    """[B] -> [B, dim] float32, cosines first; computed in float64, where 1000 and 999.9 stay apart."""
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
+    angles = timesteps.double()[:, None] * 10_000.0**-exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=1).float()
+

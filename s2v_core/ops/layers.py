@@ -1,0 +1,92 @@
+"""The layers a model is built from: torch's own, with weights brought to the input's dtype and device at use.
+
+A model asks a namespace like this one for its layers, so a host can lend its own (the same names, the same rule).
+Knows no model.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """The parameter in `x`'s dtype and on its device; itself where nothing differs."""
+    return None if parameter is None else parameter.to(device=x.device, dtype=x.dtype, non_blocking=True)
+
+
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, like(self.weight, input), like(self.bias, input))
+
+
+class Conv1d(nn.Conv1d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, like(self.weight, input), like(self.bias, input))
+
+
+class Conv3d(nn.Conv3d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, like(self.weight, input), like(self.bias, input))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Reduced in float32 whatever the input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, like(self.weight, input), like(self.bias, input), self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Reduced in float32 whatever the input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.rms_norm(input, self.normalized_shape, like(self.weight, input), self.eps)
+
+
+class Embedding(nn.Embedding):
+    pass
+
+
+class Layers(Protocol):
+    """What a model needs of its lender: layer classes that take torch's arguments and cast weights at use."""
+
+    Linear: type[nn.Module]
+    Conv1d: type[nn.Module]
+    Conv3d: type[nn.Module]
+    LayerNorm: type[nn.Module]
+    RMSNorm: type[nn.Module]
+    Embedding: type[nn.Module]
+
+
+class Factory:
+    """`Layers` with device and dtype filled in."""
+
+    def __init__(self, layers: Layers, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        self.layers = layers
+        self.where = {"device": device, "dtype": dtype}
+
+    def linear(self, num_in: int, num_out: int) -> nn.Module:
+        return self.layers.Linear(num_in, num_out, **self.where)
+
+    def conv1d(self, num_in: int, num_out: int, kernel: int, stride: int = 1) -> nn.Module:
+        return self.layers.Conv1d(num_in, num_out, kernel, stride=stride, **self.where)
+
+    def patch_conv(self, num_in: int, num_out: int, patch: tuple[int, int, int]) -> nn.Module:
+        """A 3-D convolution whose stride is its kernel: one token a patch."""
+        return self.layers.Conv3d(num_in, num_out, kernel_size=patch, stride=patch, **self.where)
+
+    def layer_norm(self, dim: int, eps: float, *, affine: bool = False) -> nn.Module:
+        return self.layers.LayerNorm(dim, eps=eps, elementwise_affine=affine, **self.where)
+
+    def rms_norm(self, dim: int, eps: float) -> nn.Module:
+        return self.layers.RMSNorm(dim, eps=eps, **self.where)
+
+    def embedding(self, num: int, dim: int) -> nn.Module:
+        return self.layers.Embedding(num, dim, **self.where)
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(*shape, **self.where))

@@ -1,0 +1,134 @@
+"""What the transformer promises beyond the recorded tensors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from s2v_core.config import TransformerConfig
+from s2v_core.errors import ShapeError
+from s2v_core.models.dit import ClipContext, WanS2VTransformer
+
+from ..golden.case import ROOT
+
+CONFIG = TransformerConfig(
+    dim=48, ffn_dim=64, num_heads=2, num_layers=3, text_dim=12, text_len=16, audio_dim=10, audio_inject_layers=(0, 2)
+)
+T, H, W = 2, 8, 12
+
+
+@pytest.fixture(scope="module")
+def model() -> WanS2VTransformer:
+    torch.manual_seed(0)
+    model = WanS2VTransformer(CONFIG).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.2)
+    return model
+
+
+def clip(model: WanS2VTransformer, seed: int = 1, batch: int = 1, **changes: object) -> ClipContext:
+    g = torch.Generator().manual_seed(seed)
+    inputs = {
+        "prompt": model.prepare_prompt(torch.randn(batch, 5, 12, generator=g)),
+        "num_latents": T,
+        "reference_latent": torch.randn(batch, 16, 1, H, W, generator=g),
+        "audio_features": torch.randn(batch, 25, 10, 4 * T, generator=g),
+        "motion_latents": torch.randn(batch, 16, 19, H, W, generator=g),
+        "pose_latents": torch.randn(batch, 16, T, H, W, generator=g),
+    }
+    return model.prepare_clip(**inputs | changes)
+
+
+def noise(batch: int = 1) -> torch.Tensor:
+    return torch.randn(batch, 16, T, H, W, generator=torch.Generator().manual_seed(9))
+
+
+def test_parameters_are_the_released_checkpoints() -> None:
+    recorded = json.loads((ROOT / "keys_14b.json").read_text())
+    model = WanS2VTransformer(TransformerConfig(), device="meta", dtype=torch.bfloat16)
+    ours = {name: list(p.shape) for name, p in model.state_dict().items()}
+    assert ours == {name: entry["shape"] for name, entry in recorded["keys"].items()}
+    assert sum(p.numel() for p in model.parameters()) == recorded["total_parameters"] == 16_295_755_609
+
+
+def test_a_batch_is_its_samples_one_by_one(model: WanS2VTransformer) -> None:
+    both = clip(model, batch=2)
+    x, t = noise(2), torch.tensor([900.0, 300.0])
+    g = torch.Generator().manual_seed(1)
+    prompt = torch.randn(2, 5, 12, generator=g)
+    names = ("reference_latent", "audio_features", "motion_latents", "pose_latents")
+    shapes = ((16, 1, H, W), (25, 10, 4 * T), (16, 19, H, W), (16, T, H, W))
+    drawn = {name: torch.randn(2, *shape, generator=g) for name, shape in zip(names, shapes, strict=True)}
+    together = model(x, t, both)
+    for i in (0, 1):
+        one = model.prepare_clip(
+            prompt=model.prepare_prompt(prompt[i : i + 1]),
+            num_latents=T,
+            **{name: value[i : i + 1] for name, value in drawn.items()},
+        )
+        torch.testing.assert_close(model(x[i : i + 1], t[i : i + 1], one), together[i : i + 1], atol=2e-5, rtol=1e-4)
+
+
+def test_joined_clips_give_what_each_gives_alone(model: WanS2VTransformer) -> None:
+    first = clip(model)
+    g = torch.Generator().manual_seed(1)
+    torch.randn(1, 5, 12, generator=g)
+    second = model.prepare_clip(
+        prompt=model.prepare_prompt(torch.ones(1, 3, 12)),
+        num_latents=T,
+        reference_latent=torch.randn(1, 16, 1, H, W, generator=g),
+        audio_features=0 * torch.randn(1, 25, 10, 4 * T, generator=g),
+        motion_latents=torch.randn(1, 16, 19, H, W, generator=g),
+        pose_latents=torch.randn(1, 16, T, H, W, generator=g),
+    )
+    x, t = noise(), torch.tensor([500.0])
+    together = model(x.expand(2, -1, -1, -1, -1), t.expand(2), first.joined(second))
+    alone = torch.cat([model(x, t, first), model(x, t, second)])
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+    assert (alone[0] - alone[1]).abs().max() > 0.1
+
+
+def test_a_prepared_timestep_is_the_timestep(model: WanS2VTransformer) -> None:
+    t = torch.tensor([731])
+    assert torch.equal(model(noise(), t, clip(model)), model(noise(), model.embed_time(t), clip(model)))
+
+
+def test_sound_changes_no_earlier_latent_frame_before_attention_mixes_them(model: WanS2VTransformer) -> None:
+    features = torch.randn(1, 25, 10, 4 * T, generator=torch.Generator().manual_seed(3))
+    louder = features.clone()
+    louder[..., 4:] += 1
+    before, after = (model.casual_audio_encoder(f, 73)[0] for f in (features, louder))
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert (before[:, 1] - after[:, 1]).abs().max() > 1e-3
+
+
+def test_no_pose_is_a_pose_of_zero_latents(model: WanS2VTransformer) -> None:
+    x, t = noise(), torch.tensor([500.0])
+    without = model(x, t, clip(model, pose_latents=None))
+    zeros = model(x, t, clip(model, pose_latents=torch.zeros(1, 16, T, H, W)))
+    torch.testing.assert_close(without, zeros, atol=1e-5, rtol=1e-5)
+
+
+def test_a_clip_without_a_past_has_no_motion_tokens(model: WanS2VTransformer) -> None:
+    layout = clip(model, motion_latents=None).layout
+    assert layout.num_motion == 0 and layout.total == layout.num_video + layout.num_reference
+
+
+def test_sound_must_cover_the_clip(model: WanS2VTransformer) -> None:
+    with pytest.raises(ShapeError, match="8 frames of audio features, got 4"):
+        clip(model, audio_features=torch.zeros(1, 25, 10, 4))
+
+
+def test_bf16_blocks_stay_near_float32(model: WanS2VTransformer) -> None:
+    x, t = noise(), torch.tensor([500.0])
+    exact = model(x, t, clip(model))
+    half = WanS2VTransformer(CONFIG, dtype=torch.bfloat16).eval().requires_grad_(False)
+    half.load_state_dict(model.state_dict())
+    rounded = WanS2VTransformer(CONFIG).eval().requires_grad_(False)
+    rounded.load_state_dict(half.state_dict())
+    close = half(x, t, clip(half))
+    exact = rounded(x, t, clip(rounded))
+    assert close.dtype == torch.float32
+    assert (close - exact).norm() / exact.norm() < 0.03
