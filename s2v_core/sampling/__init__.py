@@ -1,0 +1,1 @@
+"""Noise to latents: schedules, solvers, guidance, and the loop over steps."""
