@@ -1,0 +1,184 @@
+"""Where things run: device, dtype, offloading, and what it will cost in memory. The only caller of torch.cuda.
+
+Knows modules and bytes; not what the modules compute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+OFFLOADS = ("auto", "none", "model", "blocks")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GIB = 1024**3
+
+
+def choose_device(name: str | torch.device | None = None) -> torch.device:
+    """The named device, or the best one here: cuda, then mps, then cpu.
+
+    Raises: ConfigError for a device that this machine does not have.
+    """
+    if name is None or name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}") from None
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(device.type, False):
+        raise ConfigError(f"device {name!r} is not available here; use 'cpu', or 'auto' for the best there is")
+    return device
+
+
+def choose_dtype(dtype: torch.dtype | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """The dtype that the transformer computes in: as asked; else bf16 on a GPU, and on a CPU as the weights are stored.
+
+    Quantised weights (fp8, GGUF) are stored in no dtype that computes: they ask for bf16.
+    """
+    if dtype is not None:
+        return dtype
+    if device.type == "mps":
+        return torch.float16
+    if device.type == "cuda" or stored not in DTYPES.values():
+        return torch.bfloat16
+    return stored
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on the device (for a CPU: of RAM)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
+def num_bytes(module: nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def release_cached_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def on_device(module: nn.Module, device: torch.device, *, leave: bool = True) -> Iterator[nn.Module]:
+    """The module on the device for a while; with `leave`, back in host memory afterwards."""
+    module.to(device)
+    try:
+        yield module
+    finally:
+        if leave and device.type != "cpu":
+            module.to("cpu")
+            release_cached_memory(device)
+
+
+class BlockStreamer:
+    """Keeps a model's blocks in host memory and brings each to the device just before it runs.
+
+    While a block computes, the next one is copied on a second stream (on a GPU), so that only two blocks are on
+    the device. The first block follows the last: the next step's start is prefetched too.
+
+    Args:
+        blocks: in the order they run.
+        device: where they run.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.blocks = list(blocks)
+        self.home = [self._keep(block) for block in self.blocks]
+        self.coming: dict[int, tuple[list[Tensor], torch.cuda.Event | None]] = {}
+        self.handles = []
+        for i, block in enumerate(self.blocks):
+            self.handles.append(block.register_forward_pre_hook(lambda _module, _inputs, i=i: self._arrive(i)))
+            self.handles.append(block.register_forward_hook(lambda _module, _inputs, _out, i=i: self._go_home(i)))
+
+    def _keep(self, block: nn.Module) -> list[Tensor]:
+        """The block's tensors in host memory, pinned where that makes copies asynchronous."""
+        home = []
+        for slot in _slots(block):
+            tensor = slot.data.to("cpu")
+            slot.data = tensor.pin_memory() if self.stream else tensor
+            home.append(slot.data)
+        return home
+
+    def _fetch(self, i: int) -> None:
+        if i in self.coming:
+            return
+        if self.stream is None:
+            self.coming[i] = ([t.to(self.device, copy=True) for t in self.home[i]], None)
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            copies = [t.to(self.device, non_blocking=True) for t in self.home[i]]
+            event = torch.cuda.Event()
+            event.record(self.stream)
+        self.coming[i] = (copies, event)
+
+    def _arrive(self, i: int) -> None:
+        self._fetch(i)
+        copies, event = self.coming.pop(i)
+        if event is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(event)
+            for copy in copies:
+                copy.record_stream(current)
+        for slot, copy in zip(_slots(self.blocks[i]), copies, strict=True):
+            slot.data = copy
+        self._fetch((i + 1) % len(self.blocks))
+
+    def _go_home(self, i: int) -> None:
+        for slot, tensor in zip(_slots(self.blocks[i]), self.home[i], strict=True):
+            slot.data = tensor
+
+    def stop(self) -> None:
+        """Leave the blocks in host memory, as plain modules."""
+        for handle in self.handles:
+            handle.remove()
+        self.coming.clear()
+
+
+def _slots(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, whose `.data` can be swapped."""
+    return [*module.parameters(), *module.buffers()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """What a job is expected to take at its peak, bytes."""
+
+    weights: int      # on the device while denoising
+    denoising: int    # activations and prompt tables of one forward
+    decoding: int     # the autoencoder at work
+    host: int         # RAM beside the weights: one clip of frames, sound, bookkeeping
+    available: int    # free on the device now
+
+    @property
+    def device_peak(self) -> int:
+        return self.weights + max(self.denoising, self.decoding)
+
+    def __str__(self) -> str:
+        parts = (
+            f"weights {_gib(self.weights)}, denoising {_gib(self.denoising)}, "
+            f"decoding {_gib(self.decoding)}, frames in RAM {_gib(self.host)}"
+        )
+        fits = "fits" if self.device_peak <= self.available else "may NOT fit: use --offload blocks or a smaller --size"
+        return f"{_gib(self.device_peak)} at the peak ({parts}); {_gib(self.available)} free, {fits}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GB" if count >= GIB / 10 else f"{count / 1024**2:.0f} MB"

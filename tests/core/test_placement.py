@@ -1,0 +1,83 @@
+"""Where things run: devices, dtypes, and blocks that visit the device one at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from s2v_core.errors import ConfigError
+from s2v_core.placement import (
+    GIB,
+    BlockStreamer,
+    MemoryEstimate,
+    choose_device,
+    choose_dtype,
+    num_bytes,
+    on_device,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_an_absent_device_is_refused_by_name() -> None:
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(ConfigError, match=f"device '{missing}' is not available here"):
+        choose_device(missing)
+    with pytest.raises(ConfigError, match="got 'gpu5'"):
+        choose_device("gpu5")
+
+
+def test_dtype_follows_the_request_then_the_device_then_the_file() -> None:
+    assert choose_dtype(torch.float16, CPU, torch.bfloat16) is torch.float16
+    assert choose_dtype(None, CPU, torch.float32) is torch.float32
+    assert choose_dtype(None, CPU, torch.float8_e4m3fn) is torch.bfloat16
+    assert choose_dtype(None, torch.device("cuda"), torch.float32) is torch.bfloat16
+
+
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)))
+
+
+def test_streamed_blocks_compute_the_same_and_end_at_home() -> None:
+    model, x = chain(), torch.randn(3, 8)
+    expected = model(x)
+    home = [p.data_ptr() for p in model.parameters()]
+    streamer = BlockStreamer(model, CPU)
+    for _ in range(2):
+        assert torch.equal(model(x), expected)
+    assert [p.data_ptr() for p in model.parameters()] == home
+    streamer.stop()
+    assert torch.equal(model(x), expected)
+
+
+def test_a_running_block_works_on_a_copy_and_at_most_two_are_away() -> None:
+    model = chain()
+    home = {p.data_ptr() for p in model.parameters()}
+    streamer = BlockStreamer(model, CPU)
+    away = []
+
+    def look(_module: nn.Module, _inputs: tuple) -> None:
+        visiting = sum(all(p.data_ptr() not in home for p in block.parameters()) for block in model)
+        away.append(visiting + len(streamer.coming))
+
+    for block in model:
+        block[0].register_forward_pre_hook(look)
+    model(torch.randn(1, 8))
+    assert away == [2, 2, 2, 2]
+
+
+def test_a_module_comes_back_after_its_turn() -> None:
+    model = nn.Linear(2, 2)
+    with on_device(model, CPU) as here:
+        assert here is model
+    assert model.weight.device == CPU
+    assert num_bytes(model) == 24
+
+
+def test_an_estimate_says_whether_it_fits() -> None:
+    parts = {"weights": 10 * GIB, "denoising": 4 * GIB, "decoding": 6 * GIB, "host": GIB}
+    assert "16.0 GB at the peak" in str(MemoryEstimate(**parts, available=24 * GIB))
+    assert str(MemoryEstimate(**parts, available=24 * GIB)).endswith("fits")
+    assert "may NOT fit" in str(MemoryEstimate(**parts, available=12 * GIB))
