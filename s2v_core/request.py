@@ -22,7 +22,8 @@ class Request:
     prompt: str = ""
     negative_prompt: str | None = None   # None: the model's own
     output: Path | None = None           # the mp4; None: the caller takes the frames
-    size: VideoSize | None = None        # None: the picture's shape at the model's area
+    size: VideoSize | None = None        # None: the picture's shape at `max_area`
+    max_area: int | None = None          # pixels; None: the model's
     num_frames: int | None = None        # None: ceil(duration * fps), the whole sound
     fps: float = 16.0
     steps: int | None = None
