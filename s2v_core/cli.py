@@ -1,0 +1,300 @@
+"""The command `wan-s2v`: options in, a pipeline run, one sentence and an exit code out.
+
+Knows how people are spoken to; not how a video is made (`pipeline.py`) nor how job files are written (`jobs.py`).
+Exit codes: 0 done, 1 the work failed, 2 the request cannot be met as asked, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from .errors import CheckpointError, ConfigError, Interrupted, MediaError, OutputError, S2VError, ShapeError
+from .geometry import fit_size
+from .options import COMMAND, JOB, MODELS, OPTIONS, Option, check_values, flag, loras, nearest
+from .progress import Progress, duration
+
+if TYPE_CHECKING:  # these import torch, which nobody who asks for --help should wait for
+    from .jobs import Job, ModelOptions
+    from .pipeline import JobPlan, RunResult, WanS2VPipeline
+    from .request import Request
+
+BAD_REQUEST = (ConfigError, ShapeError, MediaError, CheckpointError)
+
+Loader = Callable[..., "WanS2VPipeline"]
+"""load(ModelOptions, load_weights=bool) -> pipeline."""
+
+
+def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: what follows the program's name; None: the process's own.
+        load: makes the pipeline; None: the real one.
+
+    Returns: the exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = argparse.Namespace(debug="--debug" in words)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("s2v_core").setLevel(logging.DEBUG if arguments.debug else logging.INFO)
+    try:
+        _, strangers = build_parser().parse_known_args(words, arguments)
+        if strangers:
+            raise ConfigError(f"unknown option {strangers[0]}{_nearest_flag(strangers[0])}")
+        return COMMANDS[arguments.command].run(arguments, load or load_pipeline)
+    except KeyboardInterrupt:
+        say("wan-s2v: stopped; nothing was finished yet", sys.stderr)
+        return 130
+    except Exception as error:
+        return complain(error, is_debug=bool(arguments.debug))
+
+
+def load_pipeline(options: ModelOptions, *, load_weights: bool) -> WanS2VPipeline:
+    """The real pipeline, with the options' weights."""
+    from .pipeline import WanS2VPipeline
+    from .placement import DTYPES
+
+    return WanS2VPipeline.from_pretrained(
+        options.folder,
+        torch_dtype=DTYPES.get(options.dtype),   # "auto" is in no table
+        device_map=None if options.device == "auto" else options.device,
+        attention=options.attention,
+        offload=options.offload,
+        loras=list(options.loras),
+        load_weights=load_weights,
+    )
+
+
+# What people read.
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """The only place that prints: results go to stdout, everything about the work to stderr."""
+    print(text, file=stream or sys.stdout, flush=True)
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, for a person."""
+    if isinstance(error, S2VError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            "out of memory: try a smaller --size, --offload blocks or --dtype bf16; "
+            "run again with --debug for the details"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename or 'no file named'}; run again with --debug for the details"
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first_line.rstrip('.')}; run again with --debug for the details"
+
+
+def complain(error: Exception, *, is_debug: bool, where: str = "") -> int:
+    """Say what went wrong, and which exit code that is."""
+    if is_debug:
+        traceback.print_exception(error, file=sys.stderr)
+    say(f"wan-s2v: {where and where + ': '}{sentence(error)}", sys.stderr)
+    if isinstance(error, Interrupted):
+        return 130
+    return 2 if isinstance(error, BAD_REQUEST) else 1
+
+
+# What people may say.
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises where argparse would print its usage and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="wan-s2v",
+        description="Make a picture talk: a portrait, a sound and a few words become a video of the sound's length.",
+        epilog="'wan-s2v COMMAND --help' explains a command.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
+            name, help=command.help, description=command.help, epilog=command.epilog, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.add_arguments(subparser)
+    return parser
+
+
+def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in OPTIONS.values():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        _add(groups[option.group], option)
+    groups[OPTIONS["batch"].group].add_argument(
+        "--config", metavar="FILE.yaml", help="options from a YAML file, by the names above without their dashes; "
+        "what the command line says wins",
+    )  # fmt: skip
+
+
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    names = [*([option.short] if option.short else []), f"--{option.name}"]
+    if option.parse is flag and option.scope == JOB:   # --no-... overrides a YAML file
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, default=None, help=option.help)
+    elif option.parse is flag:
+        group.add_argument(*names, action="store_const", const=True, help=option.help)
+    else:
+        action = "append" if option.parse is loras else "store"
+        group.add_argument(*names, action=action, metavar=option.metavar, help=option.help)
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a weight file: .safetensors, .gguf, .pth, an index")
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+
+
+def _nearest_flag(stranger: str) -> str:
+    hint = nearest(stranger.lstrip("-").partition("=")[0], OPTIONS)
+    return hint.replace("mean ", "mean --") if stranger.startswith("-") else ""
+
+
+# What is done.
+
+
+def generate(arguments: argparse.Namespace, load: Loader) -> int:
+    """One video, or a batch of them."""
+    from .jobs import make_job, make_model_options, read_batch
+
+    values = read_values(arguments)
+    arguments.debug = is_debug = bool(values.get("debug"))
+    is_quiet, is_dry = bool(values.get("quiet")), bool(values.get("dry-run"))
+    if is_quiet:
+        logging.getLogger("s2v_core").setLevel(logging.WARNING)
+    batch = values.get("batch")
+    jobs = read_batch(batch, values) if isinstance(batch, Path) else [make_job(values)]
+    pipeline = load(make_model_options(values), load_weights=not is_dry)
+    if batch is None:
+        run_job(pipeline, jobs[0], is_quiet=is_quiet, is_dry=is_dry)
+        return 0
+    return run_batch(pipeline, jobs, is_quiet=is_quiet, is_dry=is_dry, is_debug=is_debug)
+
+
+def read_values(arguments: argparse.Namespace) -> dict[str, object]:
+    """Checked option values: the YAML file's, and over them the command line's."""
+    from .jobs import read_config
+
+    said = {name: value for name in OPTIONS if (value := getattr(arguments, name.replace("-", "_"))) is not None}
+    values = check_values(said, Path(), (JOB, MODELS, COMMAND))
+    return {**read_config(Path(arguments.config)), **values} if arguments.config else values
+
+
+def run_batch(pipeline: WanS2VPipeline, jobs: Sequence[Job], *, is_quiet: bool, is_dry: bool, is_debug: bool) -> int:
+    """All jobs in order; one that fails does not stop the rest."""
+    num_failed = 0
+    for job in jobs:
+        try:
+            run_job(pipeline, job, is_quiet=is_quiet, is_dry=is_dry)
+        except Interrupted:
+            raise
+        except Exception as error:
+            complain(error, is_debug=is_debug, where=job.where)
+            num_failed += 1
+    say(f"{len(jobs) - num_failed} {'ready' if is_dry else 'done'}, {num_failed} failed")
+    return 1 if num_failed else 0
+
+
+def run_job(pipeline: WanS2VPipeline, job: Job, *, is_quiet: bool, is_dry: bool) -> None:
+    """Plan one video, say so, and make it."""
+    request = sized(job)
+    plan = pipeline.plan(request)
+    heading = f"{job.where}: " if job.where else ""
+    if is_dry:
+        say(f"{heading}{request.output}\n{plan}")
+        return
+    if not is_quiet:
+        say(f"{heading}{request.output}\n{plan}", sys.stderr)
+    began = time.monotonic()
+    result = follow(pipeline, request, plan, is_quiet=is_quiet)
+    length = f"{result.num_frames} frames, {result.num_frames / plan.fps:.2f} s"
+    say(f"{result.path}: {length}, made in {duration(time.monotonic() - began)}")
+
+
+def sized(job: Job) -> Request:
+    """The job's request; a size given by name takes the picture's shape."""
+    from .media.image_io import read_picture
+
+    if job.max_area is None:
+        return job.request
+    picture = read_picture(job.request.image)
+    return replace(job.request, size=fit_size(picture.width, picture.height, job.max_area))
+
+
+def follow(pipeline: WanS2VPipeline, request: Request, plan: JobPlan, *, is_quiet: bool) -> RunResult:
+    """Run with a progress line; say where the finished clips are when it stops early."""
+    progress = Progress(io.StringIO() if is_quiet else sys.stderr)
+    try:
+        return pipeline.run(request, progress=progress)
+    except (KeyboardInterrupt, Interrupted) as error:
+        raise Interrupted(f"stopped; {kept(plan)}") from error
+    except BAD_REQUEST:
+        raise
+    except Exception as error:
+        raise OutputError(f"{sentence(error)}; {kept(plan)}") from error
+    finally:
+        progress.close()
+
+
+def kept(plan: JobPlan) -> str:
+    if not plan.take.is_dir():
+        return "nothing was finished yet"
+    return f"finished clips are kept in {plan.take}, and the same command continues there"
+
+
+def inspect(arguments: argparse.Namespace, _load: Loader) -> int:
+    """Say what weight files are; a bad one does not hide the others."""
+    from .checkpoints.inspect import inspect_file
+
+    code = 0
+    for file in arguments.files:
+        try:
+            say(str(inspect_file(Path(file))))
+        except Exception as error:
+            code = max(code, complain(error, is_debug=arguments.debug))
+    return code
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A word after `wan-s2v`."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Loader], int]
+    epilog: str = ""
+
+
+COMMANDS: Mapping[str, Command] = {
+    "generate": Command(
+        help="make a talking video from a picture, a sound and a few words",
+        add_arguments=add_generate_arguments,
+        run=generate,
+        epilog="""examples:
+  wan-s2v generate --image face.png --audio speech.wav --prompt "a person talks" -o talk.mp4
+  wan-s2v generate --config settings.yaml --seed 7 -o talk.mp4
+  wan-s2v generate --model Wan2.2-S2V-14B --batch jobs.jsonl --dry-run""",
+    ),
+    "inspect": Command(
+        help="say what a weight file is, which model it fits, its dtypes and what is missing",
+        add_arguments=add_inspect_arguments,
+        run=inspect,
+    ),
+}

@@ -1,0 +1,137 @@
+"""Job files: YAML settings and JSON-lines batches, checked whole before anything starts, turned into requests.
+
+Knows how jobs are written down; not what the pictures and sounds hold, nor how a video is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from .errors import ConfigError, S2VError
+from .geometry import VideoSize
+from .options import COMMAND, JOB, MODELS, OPTIONS, check_values
+from .request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """Which weights, and how they run. One batch, one of these."""
+
+    folder: Path | None = None                    # None: the bundled small model
+    loras: tuple[tuple[Path, float], ...] = ()
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "auto"
+    offload: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One video to make, and where it was asked for."""
+
+    request: Request
+    max_area: int | None = None   # pixels, when the size was given by name: the picture decides the shape
+    where: str = ""               # "line 3 of jobs.jsonl"; empty on the command line
+
+
+def read_config(path: Path) -> dict[str, object]:
+    """Checked option values of a YAML file; relative paths start at its folder.
+
+    Raises: ConfigError for a file that cannot be read or is not YAML, an unknown option, a wrong value.
+    """
+    try:
+        said = yaml.safe_load(_read(path)) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line} is not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(said, dict):
+        raise ConfigError(f"{path} must hold options, such as 'steps: 20', one per line; got {type(said).__name__}")
+    try:
+        return check_values(said, path.parent, (JOB, MODELS, COMMAND))
+    except S2VError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def read_batch(path: Path, defaults: Mapping[str, object]) -> list[Job]:
+    """The jobs of a JSON-lines file; relative paths in it start at its folder.
+
+    Args:
+        defaults: checked option values for every job that does not say otherwise.
+
+    Raises: ConfigError naming the line for anything wrong with the file itself.
+    """
+    jobs = [
+        _read_line(line, f"line {number} of {path}", path.parent, defaults)
+        for number, line in enumerate(_read(path).splitlines(), start=1)
+        if line.strip()
+    ]
+    if not jobs:
+        raise ConfigError(f"{path} holds no jobs: write one JSON object per line, with image, audio and output")
+    _refuse_shared(jobs, "output", [job.request.output for job in jobs])
+    _refuse_shared(jobs, "take", [job.request.take for job in jobs])
+    return jobs
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text") from error
+
+
+def _read_line(line: str, where: str, folder: Path, defaults: Mapping[str, object]) -> Job:
+    try:
+        said = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(said, dict):
+        raise ConfigError(f"{where} must be a JSON object such as {{\"image\": \"face.png\", ...}}")
+    try:
+        return make_job({**defaults, **check_values(said, folder, (JOB,))}, where)
+    except S2VError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _refuse_shared(jobs: Sequence[Job], name: str, paths: Sequence[Path | None]) -> None:
+    """Two jobs must not write to one place."""
+    first: dict[Path, Job] = {}
+    for job, path in zip(jobs, paths, strict=True):
+        if path is None:
+            continue
+        other = first.setdefault(path.resolve(), job)
+        if other is not job:
+            raise ConfigError(f"{other.where} and {job.where} have the same {name}, {path}; give each its own")
+
+
+def make_job(values: Mapping[str, object], where: str = "") -> Job:
+    """A job from checked option values; options of other scopes are left alone.
+
+    Raises: ConfigError when picture, sound or output is missing, or the output would overwrite one of them.
+    """
+    said = {name: value for name, value in values.items() if OPTIONS[name].scope == JOB and value is not None}
+    missing = [f"--{name}" for name in ("image", "audio", "output") if name not in said]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} must be given")
+    for name in ("image", "audio", "pose-video"):
+        if name in said and said[name].resolve() == said["output"].resolve():
+            raise ConfigError(f"output {said['output']} would overwrite the {name} that it is made from")
+    wanted = said.pop("size", None)
+    settings = {OPTIONS[name].target: value for name, value in said.items()}
+    is_area = isinstance(wanted, int)
+    request = Request(**settings, size=wanted if isinstance(wanted, VideoSize) else None)
+    return Job(request=request, max_area=wanted if is_area else None, where=where)
+
+
+def make_model_options(values: Mapping[str, object]) -> ModelOptions:
+    """The model's share of checked option values."""
+    names = {field.name for field in fields(ModelOptions)}
+    said = {OPTIONS[name].target: value for name, value in values.items() if value is not None}
+    return ModelOptions(**{field: value for field, value in said.items() if field in names})

@@ -1,0 +1,232 @@
+"""Every option of `wan-s2v generate`, once: its name, what it takes, its default, and where it may be said.
+
+Knows how text becomes a checked value; not who wrote it (command line, YAML file, batch) nor what it is used for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConfigError
+from .geometry import VideoSize
+
+AREAS = {"480p": 832 * 480, "720p": 1280 * 720}   # pixels of a video
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+ATTENTIONS = ("auto", "sdpa", "flash", "sage")
+OFFLOADS = ("auto", "none", "model", "blocks")
+
+JOB = "job"          # of one video: may differ from line to line of a batch
+MODELS = "models"    # of the loaded models, which a whole batch shares
+COMMAND = "command"  # of the command itself
+
+Parser = Callable[[str, object], object]
+"""Option name, value as written -> checked value. Raises ConfigError."""
+
+
+def text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be text, got {value!r}")
+    return value
+
+
+def file(name: str, value: object) -> Path:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{name} must name a file or folder, got {value!r}")
+    return Path(value).expanduser()
+
+
+def whole(name: str, value: object) -> int:
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def number(name: str, value: object) -> float:
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        found = float(value)
+        if not math.isfinite(found):
+            raise ValueError
+        return found
+    except ValueError:
+        raise ConfigError(f"{name} must be a number, got {value!r}") from None
+
+
+def flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
+def size(name: str, value: object) -> VideoSize | int:
+    """A size in pixels, or the area that a name such as 480p stands for."""
+    written = str(value).strip().lower()
+    if written in AREAS:
+        return AREAS[written]
+    sides = re.fullmatch(r"(\d+)\s*x\s*(\d+)", written)
+    if sides is None:
+        raise ConfigError(f"{name} must be WIDTHxHEIGHT in pixels or one of {', '.join(AREAS)}; got {value!r}")
+    return VideoSize(width=int(sides[1]), height=int(sides[2]))
+
+
+def one_of(choices: Collection[str]) -> Parser:
+    def parse(name: str, value: object) -> str:
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        return str(value)
+
+    return parse
+
+
+def loras(name: str, value: object) -> tuple[tuple[Path, float], ...]:
+    """FILE or FILE:STRENGTH, one or a list of them."""
+    return tuple(_lora(name, item) for item in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _lora(name: str, value: object) -> tuple[Path, float]:
+    head, colon, tail = str(value).rpartition(":")
+    if not colon or re.search(r"[/\\]", tail):   # no strength; the only colon may be a drive's
+        return file(name, value), 1.0
+    return file(name, head), number(f"the strength after the colon of {name} {value}", tail)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    name: str             # as on the command line, without its dashes
+    group: str            # heading in the help
+    help: str
+    parse: Parser
+    metavar: str = ""
+    field: str = ""       # the attribute that it sets; empty: the name with underscores
+    scope: str = JOB
+    short: str = ""
+
+    @property
+    def target(self) -> str:
+        return self.field or self.name.replace("-", "_")
+
+
+WHAT, PICTURE, SAMPLING, MODEL, WORK = (
+    "what to make", "picture and time", "sampling", "model and machine", "jobs and messages"
+)  # fmt: skip
+
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(name="image", group=WHAT, metavar="FILE", parse=file,
+               help="picture of who talks or sings (PNG, JPEG, WebP, ...)"),
+        Option(name="audio", group=WHAT, metavar="FILE", parse=file,
+               help="what is heard: any sound file, or a video with sound"),
+        Option(name="prompt", group=WHAT, metavar="TEXT", parse=text,
+               help='what is seen, in words: "a man talks to the camera" (default: nothing)'),
+        Option(name="negative-prompt", group=WHAT, metavar="TEXT", parse=text,
+               help="what should not be seen (default: the model's own list)"),
+        Option(name="output", group=WHAT, metavar="FILE", parse=file, short="-o",
+               help="the video to write, an .mp4"),
+        Option(name="pose-video", group=WHAT, metavar="FILE", parse=file,
+               help="a video of drawn poses to follow, at any frame rate (default: free movement)"),
+        Option(name="start-from-image", group=WHAT, parse=flag,
+               help="begin with the picture itself, instead of only keeping its looks"),
+        Option(name="size", group=PICTURE, metavar="SIZE", parse=size,
+               help="WIDTHxHEIGHT in pixels, multiples of 16; or 480p, 720p: the picture's shape at that area "
+                    "(default: the picture's shape at the model's area)"),
+        Option(name="fps", group=PICTURE, metavar="N", parse=number,
+               help="frames per second, 1 to 120 (default: 16, which Wan-S2V was trained at)"),
+        Option(name="frames", group=PICTURE, metavar="N", parse=whole, field="num_frames",
+               help="stop after N frames (default: as many as cover the sound)"),
+        Option(name="seed", group=SAMPLING, metavar="N", parse=whole,
+               help="another number, another video; the same number, the same video (default: 0)"),
+        Option(name="steps", group=SAMPLING, metavar="N", parse=whole,
+               help="denoising steps per clip: more is finer and slower (default: the model's)"),
+        Option(name="guidance", group=SAMPLING, metavar="X", parse=number, field="guidance_scale",
+               help="how strictly prompt and sound are followed; 1 switches it off and halves the work "
+                    "(default: the model's)"),
+        Option(name="shift", group=SAMPLING, metavar="X", parse=number,
+               help="above 1, more steps at high noise, where large frames are decided (default: the model's)"),
+        Option(name="solver", group=SAMPLING, metavar="NAME", parse=text,
+               help="unipc, dpm++, euler, or few-step for distilled weights (default: unipc)"),
+        Option(name="continuity", group=SAMPLING, metavar="HOW", parse=text,
+               help="how a clip continues the one before: exact, as the reference does it; "
+                    "or carry, which decodes less and looks slightly different (default: exact)"),
+        Option(name="model", group=MODEL, metavar="DIR", parse=file, scope=MODELS, field="folder",
+               help="folder of Wan2.2-S2V-14B weights (default: the small model that comes with this package)"),
+        Option(name="lora", group=MODEL, metavar="FILE[:STRENGTH]", parse=loras, scope=MODELS, field="loras",
+               help="add a LoRA, with a strength (default: 1); may be given more than once"),
+        Option(name="dtype", group=MODEL, metavar="TYPE", parse=one_of(DTYPES), scope=MODELS,
+               help="numbers to compute with: bf16, fp16, fp32 (default: auto, what suits the device)"),
+        Option(name="device", group=MODEL, metavar="NAME", parse=text, scope=MODELS,
+               help="cuda, cuda:1, mps, cpu (default: auto, the fastest found)"),
+        Option(name="attention", group=MODEL, metavar="NAME", parse=one_of(ATTENTIONS), scope=MODELS,
+               help="sdpa, which torch brings; flash or sage, where installed (default: auto, sdpa)"),
+        Option(name="offload", group=MODEL, metavar="WHAT", parse=one_of(OFFLOADS), scope=MODELS,
+               help="what waits in main memory to spare the GPU's: none, model (each model while unused) or "
+                    "blocks (the transformer's layers too) (default: auto, as little as fits)"),
+        Option(name="take", group=WORK, metavar="DIR", parse=file,
+               help="folder for finished clips: a stopped job continues from there (default: beside the output)"),
+        Option(name="batch", group=WORK, metavar="FILE.jsonl", parse=file, scope=COMMAND,
+               help="many jobs: one JSON object per line with the options of its video; "
+                    "all other options are defaults for every line"),
+        Option(name="dry-run", group=WORK, parse=flag, scope=COMMAND,
+               help="check everything and print the plan, make nothing"),
+        Option(name="quiet", group=WORK, parse=flag, scope=COMMAND,
+               help="no plan and no progress, only results and errors"),
+        Option(name="debug", group=WORK, parse=flag, scope=COMMAND,
+               help="show the full traceback of an error, and more of what happens"),
+    )
+}  # fmt: skip
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A hint at the name that was probably meant, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def check_values(said: Mapping[str, object], folder: Path, scopes: Collection[str]) -> dict[str, object]:
+    """Checked values by option name.
+
+    Args:
+        said: option names (dashes or underscores) and values as written; None stands for the option's default.
+        folder: where relative paths start.
+        scopes: the kinds of option that may be said here.
+
+    Raises: ConfigError for an unknown name, a value of the wrong kind, or an option that is not for here.
+    """
+    return {name: _check(name, value, folder, scopes) for name, value in _named(said).items()}
+
+
+def _named(said: Mapping[str, object]) -> dict[str, object]:
+    named: dict[str, object] = {}
+    for key, value in said.items():
+        name = str(key).replace("_", "-")
+        if name not in OPTIONS:
+            raise ConfigError(f"unknown option {str(key)!r}{nearest(name, OPTIONS)}")
+        if name in named:
+            raise ConfigError(f"option {name!r} is given twice")
+        named[name] = value
+    return named
+
+
+def _check(name: str, value: object, folder: Path, scopes: Collection[str]) -> object:
+    option = OPTIONS[name]
+    if option.scope not in scopes:
+        raise ConfigError(f"{name!r} is for all jobs together: give it on the command line or in --config")
+    return None if value is None else _resolve(option.parse(name, value), folder)
+
+
+def _resolve(value: object, folder: Path) -> object:
+    """Relative paths start at `folder`."""
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, tuple):
+        return tuple((folder / path, strength) for path, strength in value)
+    return value
