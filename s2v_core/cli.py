@@ -13,12 +13,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from .errors import CheckpointError, ConfigError, Interrupted, MediaError, OutputError, S2VError, ShapeError
-from .geometry import fit_size
 from .options import COMMAND, JOB, MODELS, OPTIONS, Option, check_values, flag, loras, nearest
 from .progress import Progress, duration
 
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
             raise ConfigError(f"unknown option {strangers[0]}{_nearest_flag(strangers[0])}")
         return COMMANDS[arguments.command].run(arguments, load or load_pipeline)
     except KeyboardInterrupt:
-        say("wan-s2v: stopped; nothing was finished yet", sys.stderr)
+        say("wan-s2v: stopped", sys.stderr)
         return 130
     except Exception as error:
         return complain(error, is_debug=bool(arguments.debug))
@@ -214,7 +213,7 @@ def run_batch(pipeline: WanS2VPipeline, jobs: Sequence[Job], *, is_quiet: bool, 
 
 def run_job(pipeline: WanS2VPipeline, job: Job, *, is_quiet: bool, is_dry: bool) -> None:
     """Plan one video, say so, and make it."""
-    request = sized(job)
+    request = job.request
     plan = pipeline.plan(request)
     heading = f"{job.where}: " if job.where else ""
     if is_dry:
@@ -226,16 +225,6 @@ def run_job(pipeline: WanS2VPipeline, job: Job, *, is_quiet: bool, is_dry: bool)
     result = follow(pipeline, request, plan, is_quiet=is_quiet)
     length = f"{result.num_frames} frames, {result.num_frames / plan.fps:.2f} s"
     say(f"{result.path}: {length}, made in {duration(time.monotonic() - began)}")
-
-
-def sized(job: Job) -> Request:
-    """The job's request; a size given by name takes the picture's shape."""
-    from .media.image_io import read_picture
-
-    if job.max_area is None:
-        return job.request
-    picture = read_picture(job.request.image)
-    return replace(job.request, size=fit_size(picture.width, picture.height, job.max_area))
 
 
 def follow(pipeline: WanS2VPipeline, request: Request, plan: JobPlan, *, is_quiet: bool) -> RunResult:

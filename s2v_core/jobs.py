@@ -13,7 +13,6 @@ from pathlib import Path
 import yaml
 
 from .errors import ConfigError, S2VError
-from .geometry import VideoSize
 from .options import COMMAND, JOB, MODELS, OPTIONS, check_values
 from .request import Request
 
@@ -35,8 +34,7 @@ class Job:
     """One video to make, and where it was asked for."""
 
     request: Request
-    max_area: int | None = None   # pixels, when the size was given by name: the picture decides the shape
-    where: str = ""               # "line 3 of jobs.jsonl"; empty on the command line
+    where: str = ""   # "line 3 of jobs.jsonl"; empty on the command line
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -123,11 +121,10 @@ def make_job(values: Mapping[str, object], where: str = "") -> Job:
     for name in ("image", "audio", "pose-video"):
         if name in said and said[name].resolve() == said["output"].resolve():
             raise ConfigError(f"output {said['output']} would overwrite the {name} that it is made from")
-    wanted = said.pop("size", None)
     settings = {OPTIONS[name].target: value for name, value in said.items()}
-    is_area = isinstance(wanted, int)
-    request = Request(**settings, size=wanted if isinstance(wanted, VideoSize) else None)
-    return Job(request=request, max_area=wanted if is_area else None, where=where)
+    if isinstance(settings.get("size"), int):   # given by name: the picture decides the shape
+        settings["max_area"] = settings.pop("size")
+    return Job(request=Request(**settings), where=where)
 
 
 def make_model_options(values: Mapping[str, object]) -> ModelOptions:
