@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class PackedFormat:
 # ---- fp8 -----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fp8_table(name: str, device: torch.device) -> Tensor:
     """The 256 numbers of an fp8 type: a look-up is faster than the CPU's conversion, and works where fp8 does not."""
     return torch.arange(256, dtype=torch.uint8).view(_FP8_DTYPES[name]).float().to(device)
