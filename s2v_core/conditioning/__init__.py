@@ -1,0 +1,1 @@
+"""What directs a video, made ready for the model: sound, picture, text."""
