@@ -46,7 +46,7 @@ def make_schedule(solver: str, steps: int, shift: float) -> Schedule:
     levels = shift_sigmas(_even_levels(TOP_SIGMA[solver], steps), shift)
     sigmas = torch.tensor([*levels, 0.0], dtype=torch.float64).float()
     if not bool((sigmas[1:] < sigmas[:-1]).all()):
-        raise ConfigError(f"shift {shift:g} presses {steps} steps onto the same noise level; use a shift between 1 and 20")
+        raise ConfigError(f"shift {shift:g} presses {steps} steps onto one noise level; use a shift between 1 and 20")
     timesteps = torch.tensor([level * NUM_TRAIN_TIMESTEPS for level in levels], dtype=torch.float64)
     return Schedule(sigmas=sigmas, timesteps=(timesteps if solver == "few-step" else timesteps.trunc()).float())
 

@@ -1,0 +1,203 @@
+"""The loop over clips: each is denoised and decoded, remembered, and handed on before the next begins.
+
+Knows no files, devices or models: whoever calls lends a denoiser and a codec and takes the clips.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..geometry import TEMPORAL_STRIDE, VideoSize
+from ..types import (
+    ClipInputs,
+    ClipPlan,
+    ClipSettings,
+    Conditioning,
+    DecodedClip,
+    Denoiser,
+    MotionMemory,
+    PoseFrames,
+    StepCallback,
+    VideoCodec,
+    VideoDecoder,
+)
+from .memory import after, blank_memory, memory_from_image
+
+log = logging.getLogger(__name__)
+
+DrawNoise = Callable[[ClipPlan, tuple[int, ...]], Tensor]
+"""`noise(plan, shape)` -> the Gaussian draw of a clip, [1, 16, T, h, w]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Past:
+    """The finished clips of a run that goes on: enough to continue it as if it had never stopped."""
+
+    num_clips: int
+    memory: MotionMemory | None       # after the last of them; None: rebuilt from the latents
+    latents: Callable[[int], Tensor]  # of finished clip i, as it was denoised
+
+
+def draw_noise(plan: ClipPlan, shape: tuple[int, ...]) -> Tensor:
+    """Float32 noise that depends on the clip's seed alone, not on the device or on how the run came here."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(plan.seed))
+
+
+@torch.no_grad()
+def generate_clips(
+    plans: Sequence[ClipPlan],
+    conditioning: Conditioning,
+    denoiser: Denoiser,
+    codec: VideoCodec,
+    settings: ClipSettings,
+    *,
+    on_step: StepCallback,
+    continuity: str = "exact",
+    past: Past | None = None,
+    decoder_reach: int | None = None,
+    noise: DrawNoise = draw_noise,
+) -> Iterator[DecodedClip]:
+    """Make the clips of a video in order, each seeing the frames before it.
+
+    Args:
+        plans: of the whole video; a run that continues skips those that `past` has finished.
+        continuity: "exact" decodes every clip after its re-encoded motion frames, as the reference does;
+            "carry" lets one decode run on through all clips, which is cheaper and slightly different.
+        past: the finished clips of an earlier run. The clips still to do come out bit for bit as they would have.
+        decoder_reach: how many latent frames back, the present one included, a decoded frame depends on. With
+            "carry" a continued run decodes that many latent frames again; None: all of them.
+        noise: draws the noise of a clip.
+
+    Yields: the clips not finished before, as they are ready; frames and latents on the CPU.
+    """
+    assert all(plan.trim_end == 0 for plan in plans[:-1]), "only the last clip can be cut short"
+    first = past.num_clips if past else 0
+    if first == len(plans):
+        return
+    run = _Run(conditioning, codec, settings, continuity)
+    if past and first:
+        run.catch_up(plans[:first], past, decoder_reach)
+    for plan in plans[first:]:
+        motion_latents = run.motion_latents(plan)
+        inputs = _clip_inputs(plan, conditioning, codec, motion_latents)
+        shape = run.latents_shape(plan)
+        latents = denoiser(inputs, noise(plan, shape), on_step).to("cpu", torch.float32)
+        yield run.finish(plan, latents, motion_latents)
+
+
+class _Run:
+    """Where a video stands: what the next clip is shown, and under "carry" the decode that goes on."""
+
+    def __init__(self, conditioning: Conditioning, codec: VideoCodec, settings: ClipSettings, continuity: str) -> None:
+        self.conditioning = conditioning
+        self.codec = codec
+        self.settings = settings
+        self.carries = continuity == "carry"
+        self.memory: MotionMemory | None = None    # None: no clip yet
+        self.decoder: VideoDecoder | None = None   # None: the next clip opens a stream
+
+    def latents_shape(self, plan: ClipPlan) -> tuple[int, ...]:
+        _, channels, _, height, width = self.conditioning.reference_latent.shape
+        return (1, channels, (plan.stop_frame - plan.start_frame) // TEMPORAL_STRIDE, height, width)
+
+    def motion_latents(self, plan: ClipPlan) -> Tensor | None:
+        return self.codec.encode(self._memory_before(plan).frames) if plan.uses_motion else None
+
+    def finish(self, plan: ClipPlan, latents: Tensor, motion_latents: Tensor | None) -> DecodedClip:
+        """Decode a clip and remember it."""
+        if self.decoder is None or not self.carries:
+            opening = self.conditioning.reference_latent if motion_latents is None else motion_latents
+            self.decoder = open_stream(self.codec, opening)
+        frames = kept_frames(self.decoder, plan, latents, self.conditioning.size)
+        if not self.carries:
+            self.decoder = None
+        self.memory = after(self._memory_before(plan), frames)
+        return DecodedClip(plan=plan, frames=frames, latents=latents, memory=self.memory)
+
+    def catch_up(self, plans: Sequence[ClipPlan], past: Past, decoder_reach: int | None) -> None:
+        """Come to stand where the finished clips of an earlier run ended."""
+        start = self._first_needed(plans, past, decoder_reach)
+        if start < len(plans):
+            log.info("decoding %d finished clips again, to continue from them", len(plans) - start)
+        if start == 0:
+            for plan in plans:
+                motion_latents = self.motion_latents(plan) if self.decoder is None else None
+                self.finish(plan, past.latents(plan.index), motion_latents)
+        else:
+            self.memory = past.memory
+            for plan in plans[start:]:
+                self.decoder = self.decoder or self.codec.decoder()
+                _exhaust(self.decoder.decode(past.latents(plan.index)))
+
+    def _first_needed(self, plans: Sequence[ClipPlan], past: Past, decoder_reach: int | None) -> int:
+        """The first finished clip that must be decoded again; all of them when the memory is lost."""
+        if past.memory is None or (self.carries and decoder_reach is None):
+            return 0
+        reach = -(-decoder_reach // self.settings.num_latents) if self.carries else 0
+        return max(0, len(plans) - reach)
+
+    def _memory_before(self, plan: ClipPlan) -> MotionMemory:
+        if self.memory is not None:
+            return self.memory
+        num_frames = self.settings.motion_frames
+        if plan.uses_motion:
+            return memory_from_image(self.conditioning.reference_frames, num_frames)
+        return blank_memory(self.conditioning.size, num_frames)
+
+
+def open_stream(codec: VideoCodec, opening: Tensor) -> VideoDecoder:
+    """A decode that stands behind `opening` [1, 16, T, h, w]; the frames of the opening are dropped as they come."""
+    decoder = codec.decoder()
+    _exhaust(decoder.decode(opening))
+    return decoder
+
+
+def kept_frames(decoder: VideoDecoder, plan: ClipPlan, latents: Tensor, size: VideoSize) -> Tensor:
+    """Decode a clip on an opened stream and collect what the plan keeps: [1, 3, F, H, W] float32 on the CPU.
+
+    Latent frames past the last kept frame are not decoded: the decoder is causal.
+    """
+    stop = plan.trim_start + plan.num_kept
+    kept = torch.empty(1, 3, plan.num_kept, size.height, size.width)
+    at = -plan.trim_start
+    for frames in decoder.decode(latents[:, :, : -(-stop // TEMPORAL_STRIDE)]):
+        wanted = frames[:, :, max(0, -at) : max(0, plan.num_kept - at)]
+        kept[:, :, max(0, at) : max(0, at) + wanted.shape[2]] = wanted
+        at += frames.shape[2]
+    assert at >= plan.num_kept, f"the decoder gave {at + plan.trim_start} frames of {stop}"
+    return kept
+
+
+def pose_window(pose: PoseFrames, plan: ClipPlan) -> Tensor:
+    """[1, 3, 1+F, H, W] pose frames of a clip, its first one twice: the latent of the extra frame is dropped.
+
+    Before the video begins (in a warm-up) the first frame is held.
+    Source: the reference's `load_pose_cond`.
+    """
+    frames = pose.window(max(0, plan.start_frame), plan.stop_frame)
+    held = 1 + max(0, -plan.start_frame)
+    return torch.cat([frames[:, :, :1].expand(-1, -1, held, -1, -1), frames], dim=2)
+
+
+def _clip_inputs(
+    plan: ClipPlan, conditioning: Conditioning, codec: VideoCodec, motion_latents: Tensor | None
+) -> ClipInputs:
+    pose = conditioning.pose
+    return ClipInputs(
+        prompt_embeds=conditioning.prompt_embeds,
+        negative_prompt_embeds=conditioning.negative_prompt_embeds,
+        reference_latent=conditioning.reference_latent,
+        motion_latents=motion_latents,
+        audio_features=conditioning.audio.window(plan.start_frame, plan.stop_frame),
+        pose_latents=None if pose is None else codec.encode(pose_window(pose, plan))[:, :, 1:],
+    )
+
+
+def _exhaust(frames: Iterator[Tensor]) -> None:
+    for _ in frames:
+        pass
