@@ -30,7 +30,11 @@ def read_table(name):
     return [row for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("row", read_table("sigmas.json"), ids=lambda row: f"{row['solver']}-{row['steps']}-{row['shift']}")
+def name_of_schedule(row):
+    return f"{row['solver']}-{row['steps']}-{row['shift']}"
+
+
+@pytest.mark.parametrize("row", read_table("sigmas.json"), ids=name_of_schedule)
 def test_schedules(row):
     schedule = make_schedule(row["solver"], row["steps"], row["shift"])
     assert schedule.timesteps.tolist() == row["timesteps"]
@@ -52,7 +56,7 @@ def test_clip_counts(row):
 
 
 class NumberedCodec:
-    """Pixels that say which frame of which decode they are; keeps every window it encodes and counts what it decodes."""
+    """Pixels say which frame of which decode they are; every encoded window is kept, every decoded latent counted."""
 
     def __init__(self, num_frames):
         self.num_frames = num_frames      # of a motion window
