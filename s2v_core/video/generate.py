@@ -132,7 +132,7 @@ class _Run:
             self.memory = past.memory
             for plan in plans[start:]:
                 self.decoder = self.decoder or self.codec.decoder()
-                _exhaust(self.decoder.decode(past.latents(plan.index)))
+                self.decoder.prime(past.latents(plan.index))
 
     def _first_needed(self, plans: Sequence[ClipPlan], past: Past, decoder_reach: int | None) -> int:
         """The first finished clip that must be decoded again; all of them when the memory is lost."""
@@ -151,9 +151,9 @@ class _Run:
 
 
 def open_stream(codec: VideoCodec, opening: Tensor) -> VideoDecoder:
-    """A decode that stands behind `opening` [1, 16, T, h, w]; the frames of the opening are dropped as they come."""
+    """A decode that stands behind `opening` [1, 16, T, h, w], whose own frames nobody wants."""
     decoder = codec.decoder()
-    _exhaust(decoder.decode(opening))
+    decoder.prime(opening)
     return decoder
 
 
@@ -196,8 +196,3 @@ def _clip_inputs(
         audio_features=conditioning.audio.window(plan.start_frame, plan.stop_frame),
         pose_latents=None if pose is None else codec.encode(pose_window(pose, plan))[:, :, 1:],
     )
-
-
-def _exhaust(frames: Iterator[Tensor]) -> None:
-    for _ in frames:
-        pass

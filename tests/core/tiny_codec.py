@@ -37,6 +37,10 @@ class TinyDecoder:
             pixels = interpolate(torch.einsum("pc,bcthw->bpthw", TO_PIXEL, mixed), scale_factor=(1, 8, 8))
             yield (pixels * (PHASES[-1:] if first else PHASES).view(1, 1, -1, 1, 1)).clamp(-1, 1)
 
+    def prime(self, latents):
+        for _ in self.decode(latents):
+            pass
+
 
 @dataclass
 class TinyCodec:

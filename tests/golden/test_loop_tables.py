@@ -72,6 +72,9 @@ class NumberedCodec:
         self.decoded.append(0)
         return self
 
+    def prime(self, latents):
+        self.decoded[-1] += latents.shape[2]
+
     def decode(self, latents):
         for _ in range(latents.shape[2]):
             start = num_frames_of(self.decoded[-1]) if self.decoded[-1] else 0
