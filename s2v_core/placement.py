@@ -74,15 +74,17 @@ def release_cached_memory(device: torch.device) -> None:
 
 
 @contextmanager
-def on_device(module: nn.Module, device: torch.device, *, leave: bool = True) -> Iterator[nn.Module]:
-    """The module on the device for a while; with `leave`, back in host memory afterwards."""
-    module.to(device)
+def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """The module on the device for a while; its weights' home, which may be a mapped file, stays where it is."""
+    home = [slot.data for slot in _slots(module)]
+    for slot in _slots(module):
+        slot.data = slot.data.to(device)
     try:
         yield module
     finally:
-        if leave and device.type != "cpu":
-            module.to("cpu")
-            release_cached_memory(device)
+        for slot, tensor in zip(_slots(module), home, strict=True):
+            slot.data = tensor
+        release_cached_memory(device)
 
 
 class BlockStreamer:

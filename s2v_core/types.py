@@ -172,6 +172,10 @@ class VideoDecoder(Protocol):
         """
         ...
 
+    def prime(self, latents: Tensor) -> None:
+        """Take latents in for the sake of what follows: as `decode`, but nobody wants their frames."""
+        ...
+
 
 class VideoCodec(Protocol):
     """Pixels to latents and back: our VAE, or a host's."""
