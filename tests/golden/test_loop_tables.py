@@ -14,10 +14,11 @@ import torch
 
 from s2v_core.geometry import VideoSize, num_frames_of
 from s2v_core.sampling.sigmas import make_schedule
-from s2v_core.types import ClipPlan, ClipSettings, Conditioning
+from s2v_core.types import ClipSettings, Conditioning
 from s2v_core.video.generate import generate_clips
 from s2v_core.video.timeline import plan_clips
 
+from .adapters.generate import reference_plans
 from .case import ROOT
 
 SIZE = VideoSize(width=64, height=64)
@@ -92,23 +93,6 @@ class Features:
         return torch.zeros(1, 1, 1, stop_frame - start_frame)
 
 
-def reference_plans(trace, settings):
-    """The reference's timing: no clip starts before the sound, and the first three frames are dropped all the same."""
-    n, has_past = settings.frames, trace["init_first_frame"]
-    first_seed = trace["clips"][0]["seed"]
-    return tuple(
-        ClipPlan(
-            index=r,
-            start_frame=r * n,
-            stop_frame=(r + 1) * n,
-            seed=first_seed + r,
-            uses_motion=has_past or r > 0,
-            trim_start=0 if has_past or r > 0 else settings.warmup_frames,
-        )
-        for r in range(len(trace["clips"]))
-    )
-
-
 def window_of(trace, clip, num_frames):
     """The recorded window of a clip as frame numbers."""
     if isinstance(clip["motion_window_used"], str):   # described in words: the numbers of its end are all there is
@@ -137,7 +121,8 @@ def test_traces(path):
         reference_latent=torch.zeros(1, 16, 1, SIZE.height // 8, SIZE.width // 8),
         audio=sound,
     )
-    plans = reference_plans(trace, settings)
+    first_seed = trace["clips"][0]["seed"]
+    plans = reference_plans(len(trace["clips"]), settings, seed=first_seed, has_past=trace["init_first_frame"])
     clips = list(
         generate_clips(
             plans, conditioning, lambda inputs, noise, on_step: noise, codec, settings,
