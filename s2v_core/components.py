@@ -1,0 +1,286 @@
+"""The four models of a pipeline: found at once, each read when it is first needed, each in its place.
+
+Knows which model does what and where it runs; not what a job is or in which order its parts come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints.files import open_weights
+from .checkpoints.loading import load_model, main_dtype, read_component
+from .checkpoints.lora import Lora, apply_lora, load_lora
+from .checkpoints.official import ModelFiles, find_components
+from .conditioning.text import Tokenizer, byte_tokenizer, encode_prompt, folder_tokenizer, sentencepiece_tokenizer
+from .config import ModelConfig
+from .denoiser import TransformerDenoiser
+from .errors import ConfigError
+from .geometry import VideoSize, token_layout
+from .models.dit import WanS2VTransformer
+from .models.sound_encoder import SoundEncoder
+from .models.text_encoder import build_text_encoder
+from .models.vae import WanVAE
+from .ops.attention import AttentionFn, make_attention
+from .placement import (
+    OFFLOADS,
+    BlockStreamer,
+    MemoryEstimate,
+    choose_device,
+    choose_dtype,
+    free_memory,
+    on_device,
+)
+from .types import ClipInputs, ClipSettings, Denoiser, SamplerSettings, StepCallback
+
+log = logging.getLogger(__name__)
+
+BUNDLED = Path(__file__).parent / "bundled"
+HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment, displays want their share
+
+# Peak bytes of the autoencoder at work, per pixel of a frame and per channel of its widest layers, in float32:
+# the tensors of four full-size frames that live at once, and the two frames that each causal layer carries.
+# Measured with `tests/benchmarks/vae.py --memory`.
+VAE_BYTES_PER_PIXEL_AND_CHANNEL = 150
+
+
+class Components:
+    """Text encoder, sound encoder, autoencoder and transformer of one model, on one machine.
+
+    Make one with `find`; nothing is read before it is used.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        attention: AttentionFn,
+        offload: str,
+        loras: Sequence[tuple[Path, Lora, float]],
+        load_weights: bool,
+    ) -> None:
+        self.files = files
+        self.config: ModelConfig = files.config
+        self.device = device
+        self.attention = attention
+        self.loras = tuple(loras)
+        self.load_weights = load_weights
+        self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
+        self.dtype = self._choose_dtype(dtype)
+        self.set_offload(offload)
+
+    @classmethod
+    def find(
+        cls,
+        model: Path | None,
+        *,
+        dtype: torch.dtype | None,
+        device: str | torch.device | None,
+        attention: str,
+        offload: str,
+        loras: Sequence[tuple[Path, float]],
+        load_weights: bool,
+    ) -> Components:
+        """Find and identify a model's files; None is the bundled one.
+
+        Raises: CheckpointError, ConfigError.
+        """
+        return cls(
+            find_components(BUNDLED if model is None else model),
+            device=choose_device(device),
+            dtype=dtype,
+            attention=make_attention(attention),
+            offload=offload,
+            loras=[(path, load_lora(path), strength) for path, strength in loras],
+            load_weights=load_weights,
+        )
+
+    def set_offload(self, what: str) -> None:
+        """"none", "model", "blocks", or "auto": as little as fits the device."""
+        if what not in OFFLOADS:
+            raise ConfigError(f"offload must be one of {', '.join(OFFLOADS)}; got {what!r}")
+        if what == "auto":
+            what = self._offload_that_fits()
+        self.offload = "none" if self.device.type == "cpu" else what
+
+    def identity(self) -> dict[str, object]:
+        """What tells these models and their arithmetic from others: a continued run must have the same."""
+        return {
+            "files": {name: _fingerprint(path) for name, path in self._paths().items()},
+            "loras": [[_fingerprint(path), strength] for path, _, strength in self.loras],
+            "config": hashlib.sha256(repr(asdict(self.config)).encode()).hexdigest(),
+            "device": self.device.type,
+            "dtype": str(self.dtype),
+        }
+
+    # ---- what they do ---------------------------------------------------------------------------------------------
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Each prompt to [1, L, text_dim]. The text encoder is read for this and let go again."""
+        self._require_weights()
+        encoder = load_model(self.files.text_encoder, "text_encoder", lambda: build_text_encoder(self.config.text_encoder))
+        tokenizer, max_tokens = self._tokenizer(), self.config.transformer.text_len
+        with self._visiting(encoder):
+            return [encode_prompt(encoder, tokenizer, text, max_tokens=max_tokens).cpu() for text in prompts]
+
+    def hidden_states(self, waveform: Tensor) -> Tensor:
+        """A waveform [1, S] at 16 kHz to hidden states [L, T, C] on the CPU, float32."""
+        self._require_weights()
+        with self._visiting(self._sound_encoder):
+            return self._sound_encoder.hidden_states(waveform.to(self.device)).float().cpu()
+
+    @cached_property
+    def codec(self) -> WanVAE:
+        """The autoencoder, on the device, in float32."""
+        self._require_weights()
+        vae = load_model(self.files.vae, "vae", lambda: WanVAE(self.config.vae), dtype=torch.float32)
+        return vae.to(self.device)
+
+    @contextmanager
+    def denoising(self, settings: SamplerSettings) -> Iterator[Denoiser]:
+        """A denoiser for one video; its transformer is in place while the context lasts."""
+        model = self._transformer
+        with ExitStack() as stack:
+            if self.offload == "blocks":
+                stack.callback(BlockStreamer(model.blocks, self.device).stop)
+                stack.enter_context(_all_but_blocks(model, self.device))
+            elif self.offload == "none":
+                model.to(self.device)
+            denoiser = TransformerDenoiser(model, settings, device=self.device)
+            yield _TakingTurns(denoiser, model, self.device) if self.offload == "model" else denoiser
+
+    # ---- what they take -------------------------------------------------------------------------------------------
+
+    def estimate(self, size: VideoSize, clip: ClipSettings) -> MemoryEstimate:
+        """Memory for a video, before any weight is read."""
+        config = self.config.transformer
+        layout = token_layout(size.latent_grid(clip.num_latents), has_motion=True)
+        item = self.dtype.itemsize
+        prompts = 2 * config.num_layers * 2 * config.text_len * config.dim * item
+        activations = layout.total * item * (2 * config.ffn_dim + 6 * config.dim)
+        pixels = size.width * size.height
+        frames = clip.frames + 2 * clip.motion_frames + 8
+        return MemoryEstimate(
+            weights=self._resident_bytes(self.offload),
+            denoising=prompts + activations,
+            decoding=pixels * self.config.vae.dim * VAE_BYTES_PER_PIXEL_AND_CHANNEL,
+            host=frames * pixels * 3 * 4,
+            available=free_memory(self.device),
+        )
+
+    def _resident_bytes(self, offload: str) -> int:
+        """Weights on the device while the transformer runs; the autoencoder is always there."""
+        transformer, vae = self._weights["transformer"], self._weights["vae"]
+        if offload == "blocks":
+            per_block = transformer // max(1, self.config.transformer.num_layers)
+            return vae + 2 * per_block + transformer // 5   # audio layers and embeddings stay, a fifth of the whole
+        return vae + transformer
+
+    def _offload_that_fits(self) -> str:
+        if self.device.type == "cpu":
+            return "none"
+        room = HEADROOM * free_memory(self.device)
+        return "none" if 1.4 * self._resident_bytes("none") < room else "blocks"
+
+    def _choose_dtype(self, asked: torch.dtype | None) -> torch.dtype:
+        """As asked; on a CPU float32 where it takes little of the memory, else as stored."""
+        stored = main_dtype(read_component(self.files.transformer, "transformer").values())
+        if asked is None and self.device.type == "cpu" and stored.is_floating_point and stored.itemsize > 1:
+            small = self._weights["transformer"] * 4 / stored.itemsize < free_memory(self.device) / 4
+            asked = torch.float32 if small else None
+        return choose_dtype(asked, self.device, stored)
+
+    # ---- how they are read ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _transformer(self) -> WanS2VTransformer:
+        self._require_weights()
+        config = self.config.transformer
+        model = load_model(
+            self.files.transformer,
+            "transformer",
+            lambda: WanS2VTransformer(config, attention=self.attention),
+            dtype=self.dtype,
+        )
+        model.compute_dtype = self.dtype
+        for _, lora, strength in self.loras:
+            apply_lora(model, lora, strength)
+        return model
+
+    @cached_property
+    def _sound_encoder(self) -> SoundEncoder:
+        return load_model(
+            self.files.audio_encoder,
+            "audio_encoder",
+            lambda: SoundEncoder(self.config.audio_encoder),
+            dtype=torch.float32,
+        )
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.config.text_encoder.tokenizer == "bytes":
+            return byte_tokenizer
+        if self.files.tokenizer is not None:
+            return folder_tokenizer(self.files.tokenizer)
+        return sentencepiece_tokenizer(self.files.read_spiece_model())
+
+    def _visiting(self, module: nn.Module) -> object:
+        return nullcontext() if self.device.type == "cpu" else on_device(module, self.device)
+
+    def _require_weights(self) -> None:
+        if not self.load_weights:
+            raise ConfigError("this pipeline was made to plan only; make it with load_weights=True to run")
+
+    def _paths(self) -> dict[str, Path]:
+        files = self.files
+        return {
+            "transformer": files.transformer,
+            "vae": files.vae,
+            "text_encoder": files.text_encoder,
+            "audio_encoder": files.audio_encoder,
+        }
+
+
+class _TakingTurns:
+    """A denoiser whose transformer is on the device only while it denoises."""
+
+    def __init__(self, denoiser: TransformerDenoiser, model: nn.Module, device: torch.device) -> None:
+        self.denoiser = denoiser
+        self.model = model
+        self.device = device
+
+    def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
+        with on_device(self.model, self.device):
+            return self.denoiser(inputs, noise, on_step)
+
+
+@contextmanager
+def _all_but_blocks(model: WanS2VTransformer, device: torch.device) -> Iterator[None]:
+    """Everything of the transformer on the device, except the blocks, which are streamed."""
+    with ExitStack() as stack:
+        for name, child in model.named_children():
+            if name != "blocks":
+                stack.enter_context(on_device(child, device))
+        yield
+
+
+def _total_bytes(path: Path, component: str) -> int:
+    return sum(stored.num_bytes for stored in read_component(path, component).values())
+
+
+def _fingerprint(path: Path) -> str:
+    """Names, shapes and first numbers of every tensor: hashing a whole 14B model would take minutes."""
+    digest = hashlib.sha256()
+    for name, stored in sorted(open_weights(path).tensors.items()):
+        digest.update(f"{name} {stored.shape} {stored.format}".encode())
+        digest.update(stored.read().flatten()[:256].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,396 @@
+"""Load once, run(request) -> mp4: every room put together, nothing computed here.
+
+Knows the order of things: read, condition, plan, generate clip by clip onto disk, join with the sound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .components import Components
+from .conditioning.audio import SoundFeatures, num_video_frames
+from .conditioning.image import fit_picture
+from .conditioning.pose import PoseVideo
+from .errors import ConfigError, MediaError
+from .geometry import VideoSize, fit_size
+from .media.audio_io import Sound, open_sound
+from .media.image_io import read_picture
+from .media.video_io import (
+    join_segments,
+    probe_video,
+    read_timed_frames,
+    require_writable,
+    to_pictures,
+    write_segment,
+)
+from .models.vae import decoder_receptive_field
+from .placement import MemoryEstimate
+from .request import Request
+from .types import ClipPlan, Conditioning, SamplerSettings
+from .video.generate import generate_clips
+from .video.take import Take
+from .video.timeline import plan_clips
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def clip_started(self, index: int, total: int, steps: int) -> None: ...
+    def step(self, index: int, step: int, steps: int) -> None: ...
+    def clip_finished(self, index: int, total: int) -> None: ...
+    def finished(self, path: Path) -> None: ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def clip_started(self, index: int, total: int, steps: int) -> None:
+        pass
+
+    def step(self, index: int, step: int, steps: int) -> None:
+        pass
+
+    def clip_finished(self, index: int, total: int) -> None:
+        pass
+
+    def finished(self, path: Path) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobPlan:
+    """What a run will do, known before any weight is read."""
+
+    size: VideoSize
+    num_frames: int
+    fps: float
+    clips: tuple[ClipPlan, ...]
+    settings: SamplerSettings
+    take: Path
+    finished_clips: int
+    estimate: MemoryEstimate
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        s = self.settings
+        done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
+        lines = [
+            f"video   {self.size}, {self.num_frames} frames at {self.fps:g} fps, {self.num_frames / self.fps:.2f} s",
+            f"clips   {len(self.clips)}{done}",
+            f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {s.guidance_scale:g}",
+            f"memory  {self.estimate}",
+            *(f"note    {remark}" for remark in self.remarks),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """A finished video."""
+
+    path: Path
+    num_frames: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """A request with its media opened and its plan made."""
+
+    request: Request
+    picture: Image.Image
+    sound: Sound
+    pose: PoseVideo | None
+    plan: JobPlan
+
+
+class WanS2VPipeline:
+    """From one picture, a sound track and a prompt to a video of the sound's length.
+
+    Make one with `from_pretrained`; `run` makes a file from a `Request`, calling the pipeline takes plain arguments.
+    """
+
+    def __init__(self, components: Components) -> None:
+        self.components = components
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device_map: str | torch.device | None = None,
+        attention: str = "auto",
+        offload: str = "auto",
+        loras: Sequence[tuple[Path, float]] = (),
+        load_weights: bool = True,
+    ) -> WanS2VPipeline:
+        """Find a model's weights and get ready to use them; each is read when it is first needed.
+
+        Args:
+            model: folder of the official release, of single-file repackagings, or of our own layout;
+                None: the small bundled model.
+            torch_dtype: what the transformer computes in; None: bf16 on a GPU, what suits the size on a CPU.
+            device_map: "cuda", "cuda:1", "mps", "cpu"; None: the best there is.
+            attention: "auto", "sdpa", "flash" or "sage".
+            offload: "none", "model" (models take turns on the device), "blocks" (the transformer's blocks are
+                streamed too), or "auto": as little as fits.
+            loras: files and strengths, added to the transformer in order.
+            load_weights: False: only plan; `run` is then refused.
+
+        Raises: CheckpointError for missing or unfit weights, ConfigError for impossible settings.
+        """
+        return cls(
+            Components.find(
+                None if model is None else Path(model),
+                dtype=torch_dtype,
+                device=device_map,
+                attention=attention,
+                offload=offload,
+                loras=tuple(loras),
+                load_weights=load_weights,
+            )
+        )
+
+    def enable_cpu_offload(self, what: str = "model") -> None:
+        """Let models ("model") or also the transformer's blocks ("blocks") wait in main memory."""
+        self.components.set_offload(what)
+
+    def plan(self, request: Request) -> JobPlan:
+        """What `run` would do, checked as far as it can be without weights.
+
+        Raises: MediaError, ShapeError, ConfigError.
+        """
+        with self._opened(request) as job:
+            return job.plan
+
+    def run(self, request: Request, progress: Progress | None = None) -> RunResult:
+        """Make the video, or continue one that was stopped: finished clips are kept in the take.
+
+        Raises: S2VError; MediaError and its like before work starts, OutputError when the disk gives out.
+        """
+        if request.output is None:
+            raise ConfigError("a run needs an output file; call the pipeline itself to decide later where to save")
+        progress = progress or Silent()
+        require_writable(request.output)
+        with self._opened(request) as job:
+            with Take.open(job.plan.take, self._fingerprint(job)) as take:
+                self._fill(take, job, progress)
+                self._join(take, job, request.output)
+            if request.take is None:
+                shutil.rmtree(job.plan.take, ignore_errors=True)
+        progress.finished(request.output)
+        return RunResult(path=request.output, num_frames=job.plan.num_frames, seconds=job.plan.num_frames / request.fps)
+
+    def __call__(
+        self,
+        *,
+        audio_path: str | Path,
+        image_path: str | Path,
+        prompt: str = "",
+        negative_prompt: str | None = None,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        **settings: object,
+    ) -> PipelineResult:
+        """Generate now, save later: `pipe(audio_path=..., image_path=..., prompt=...).save("out.mp4")`.
+
+        Args:
+            num_frames: None: the whole sound.
+            height, width: pixels, both or neither; None: the picture's shape at the model's area.
+            generator: its initial seed is the video's seed; None: 0.
+            settings: any other field of `Request`.
+        """
+        if (height is None) != (width is None):
+            raise ConfigError(f"give both height and width or neither; got height {height}, width {width}")
+        request = Request(
+            image=Path(image_path),
+            audio=Path(audio_path),
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_frames=num_frames,
+            size=None if height is None else VideoSize(width=width, height=height),
+            guidance_scale=guidance_scale,
+            steps=num_inference_steps,
+            seed=generator.initial_seed() if generator is not None else 0,
+            **settings,
+        )
+        folder = tempfile.TemporaryDirectory(prefix="wan-s2v-")
+        video = Path(folder.name) / "video.mp4"
+        result = self.run(replace(request, output=video), progress)
+        return PipelineResult(folder, video, result.num_frames, request.fps)
+
+    # ---- the parts of a run ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _opened(self, request: Request) -> Iterator[_Job]:
+        """The request's media, opened and checked, and the plan that follows from them."""
+        with ExitStack() as stack:
+            picture = read_picture(request.image)
+            sound = stack.enter_context(open_sound(request.audio))
+            size = request.size or fit_size(*picture.size, request.max_area or self.components.config.default_area)
+            pose = None
+            if request.pose_video is not None:
+                pose = _open_pose(request.pose_video, size, request.fps)
+            plan = self._plan(request, size, sound, pose)
+            yield _Job(request=request, picture=picture, sound=sound, pose=pose, plan=plan)
+
+    def _plan(self, request: Request, size: VideoSize, sound: Sound, pose: PoseVideo | None) -> JobPlan:
+        config = self.components.config
+        whole = num_video_frames(sound, request.fps)
+        num_frames = whole if request.num_frames is None else min(request.num_frames, whole)
+        clips = plan_clips(
+            num_frames, request.clip_settings(), seed=request.seed, start_from_image=request.start_from_image
+        )
+        settings = request.sampler_settings(
+            steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
+        )
+        take = request.take or _take_beside(request.output)
+        return JobPlan(
+            size=size,
+            num_frames=num_frames,
+            fps=request.fps,
+            clips=clips,
+            settings=settings,
+            take=take,
+            finished_clips=Take.count_finished(take),
+            estimate=self.components.estimate(size, request.clip_settings()),
+            remarks=_remarks(request, whole, num_frames, pose),
+        )
+
+    def _fill(self, take: Take, job: _Job, progress: Progress) -> None:
+        """Generate the clips that the take lacks."""
+        clips, first = job.plan.clips, take.num_finished
+        if first == len(clips):
+            return
+        conditioning = self._condition(job)
+        steps = job.plan.settings.steps
+        with self.components.denoising(job.plan.settings) as denoiser:
+            progress.clip_started(first, len(clips), steps)
+            current = first
+
+            def write(path: Path, frames: Tensor) -> None:
+                write_segment(path, to_pictures(frames), fps=job.plan.fps)
+
+            def on_step(done: int, total: int) -> None:
+                progress.step(current, done, total)
+
+            for clip in generate_clips(
+                clips,
+                conditioning,
+                denoiser,
+                self.components.codec,
+                job.request.clip_settings(),
+                continuity=job.request.continuity,
+                past=take.past(),
+                decoder_reach=decoder_receptive_field(self.components.config.vae),
+                on_step=on_step,
+            ):
+                take.add(clip, write, is_last=clip.plan is clips[-1])
+                progress.clip_finished(current, len(clips))
+                current += 1
+                if current < len(clips):
+                    progress.clip_started(current, len(clips), steps)
+
+    def _condition(self, job: _Job) -> Conditioning:
+        request, size = job.request, job.plan.size
+        negative = self.components.config.negative_prompt if request.negative_prompt is None else request.negative_prompt
+        prompt_embeds, negative_embeds = self.components.encode_prompts([request.prompt, negative])
+        reference = fit_picture(job.picture, size)
+        return Conditioning(
+            size=size,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_embeds,
+            reference_frames=reference,
+            reference_latent=self.components.codec.encode(reference),
+            audio=SoundFeatures(job.sound, self.components.hidden_states, fps=request.fps),
+            pose=job.pose,
+        )
+
+    def _join(self, take: Take, job: _Job, output: Path) -> None:
+        plan = job.plan
+        join_segments(take.segments, output, audio=job.request.audio, fps=plan.fps, num_frames=plan.num_frames)
+
+    def _fingerprint(self, job: _Job) -> dict[str, object]:
+        """Everything that changes a pixel: a take is continued only by the job that began it."""
+        request, plan = job.request, job.plan
+        return {
+            "image": _sha256(request.image),
+            "audio": _sha256(request.audio),
+            "pose_video": None if request.pose_video is None else _sha256(request.pose_video),
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "size": str(plan.size),
+            "num_frames": plan.num_frames,
+            "sampler": asdict(plan.settings),
+            "clip": asdict(request.clip_settings()),
+            "seed": request.seed,
+            "start_from_image": request.start_from_image,
+            "continuity": request.continuity,
+            "model": self.components.identity(),
+        }
+
+
+class PipelineResult:
+    """A video in a temporary folder, until it is saved or forgotten."""
+
+    def __init__(self, folder: tempfile.TemporaryDirectory, video: Path, num_frames: int, fps: float) -> None:
+        self._folder = folder
+        self._video = video
+        self.num_frames = num_frames
+        self.fps = fps
+
+    def save(self, path: str | Path) -> Path:
+        """Copy the mp4 to `path`."""
+        target = Path(path)
+        try:
+            shutil.copyfile(self._video, target)
+        except OSError as error:
+            raise MediaError(f"cannot write {target}: {error.strerror}") from error
+        return target
+
+
+def _open_pose(path: Path, size: VideoSize, fps: float) -> PoseVideo:
+    return PoseVideo(lambda: read_timed_frames(path), duration=probe_video(path).duration, size=size, fps=fps)
+
+
+def _take_beside(output: Path | None) -> Path:
+    return Path("video.take") if output is None else output.with_name(output.name + ".take")
+
+
+def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | None) -> tuple[str, ...]:
+    remarks = []
+    if request.num_frames is not None and request.num_frames > whole:
+        remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with the sound")
+    if pose is not None and pose.duration < num_frames / request.fps:
+        remarks.append(
+            f"the pose video lasts {pose.duration:.2f} s of {num_frames / request.fps:.2f} s: the rest moves freely"
+        )
+    return tuple(remarks)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
