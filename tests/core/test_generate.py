@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from s2v_core.config import VAEConfig
 from s2v_core.errors import Interrupted
+from s2v_core.models.vae import WanVAE, decoder_receptive_field
 from s2v_core.types import ClipSettings, MotionMemory
 from s2v_core.video.generate import Past, generate_clips
 from s2v_core.video.memory import after, blank_memory, memory_from_image
@@ -225,3 +227,52 @@ def test_the_loop_leaves_gradients_as_it_found_them():
     next(clips)
     assert torch.is_grad_enabled()
     assert not next(clips).frames.requires_grad
+
+
+# ---- with the real autoencoder, small ----------------------------------------------------------------------------
+
+VAE = VAEConfig(dim=4, num_res_blocks=1)
+LONG = ClipSettings(frames=32, motion_frames=9)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return WanVAE(VAE).eval()
+
+
+def vae_run(vae, num_clips, **options):
+    plans = plan_clips(num_clips * LONG.frames - 25, LONG, seed=5, start_from_image=False)
+    assert len(plans) == num_clips
+    return generate_clips(plans, tiny_conditioning(vae), TinyDenoiser(), vae, LONG, on_step=nothing, **options)
+
+
+@pytest.fixture(scope="module")
+def carried(vae):
+    return list(vae_run(vae, 6, continuity="carry"))
+
+
+@pytest.fixture(scope="module")
+def exact(vae):
+    return list(vae_run(vae, 3))
+
+
+@pytest.mark.parametrize("reach, is_enough", [(decoder_receptive_field(VAE), True), (1, False)])
+def test_a_carried_decode_continues_bit_for_bit_from_as_far_back_as_the_decoder_sees(vae, carried, reach, is_enough):
+    fed = []
+    past = Past(num_clips=5, memory=carried[4].memory, latents=lambda i: fed.append(i) or carried[i].latents)
+    rest = list(vae_run(vae, 6, continuity="carry", past=past, decoder_reach=reach))
+    assert fed == ([1, 2, 3, 4] if is_enough else [4])
+    assert torch.equal(rest[0].frames, carried[5].frames) == is_enough
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_an_exact_run_continues_bit_for_bit_with_the_real_autoencoder(vae, exact, memory):
+    rest = list(vae_run(vae, 3, past=past_of(exact[:2], memory=memory)))
+    assert torch.equal(rest[0].frames, exact[2].frames) and torch.equal(rest[0].latents, exact[2].latents)
+
+
+def test_carrying_on_parts_from_decoding_anew_at_the_second_clip(carried, exact):
+    assert torch.equal(carried[0].frames, exact[0].frames)
+    assert not torch.equal(carried[1].frames, exact[1].frames)
