@@ -171,7 +171,7 @@ def _refuse_what_is_not_weights(path: Path, head: bytes) -> None:
         )
     text = head.lstrip()[:15].lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(f"{path} is a web page, not weights: the download link led elsewhere; get the file itself")
+        raise CheckpointError(f"{path} is a web page, not weights: the link led elsewhere; get the file itself")
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         raise CheckpointError(f"{path} is text, not weights: it begins with {head[:40].decode()!r}")
 
@@ -225,7 +225,7 @@ def _packed_layout(number_format: str, shape: tuple[int, ...], num_bytes: int) -
 
 def _refuse_format(path: Path, number_format: str) -> Tensor:
     known = ", ".join([*DTYPES, *(name for name in PACKED_FORMATS if name not in DTYPES)])
-    raise CheckpointError(f"{path} stores weights as {number_format}, which is not supported; get a file in one of {known}")
+    raise CheckpointError(f"{path} stores weights as {number_format}; get a file in one of the formats {known}")
 
 
 # ---- safetensors ---------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def _safetensor(file: _MappedFile, name: str, entry: dict[str, Any], data_start:
     shape, number_format = tuple(entry["shape"]), entry["dtype"]
     dtype = DTYPES.get(number_format)
     if dtype is not None and math.prod(shape) * dtype.itemsize != end - begin:
-        raise CheckpointError(f"{file.path} is damaged: {name} of shape {list(shape)} does not fill its {end - begin} bytes")
+        raise CheckpointError(f"{file.path} is damaged: {name} {list(shape)} does not fill its {end - begin} bytes")
     return _stored(file, number_format, shape, data_start + begin, end - begin)
 
 
@@ -317,7 +317,7 @@ def _open_pickle(path: Path) -> WeightFile:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} was refused: it is a pickle that wants to run code when it is opened; get the weights as safetensors"
+            f"{path} was refused: it is a pickle that wants to run code on opening; get the weights as safetensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is a torch file that is cut short or damaged; {_AGAIN}") from error

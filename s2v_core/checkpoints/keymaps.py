@@ -140,10 +140,10 @@ def _check_switches(settings: Mapping[str, Any], shipped: Mapping[str, Any], for
 
 def _renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The settings that we have a field for, under our names, hashable."""
-    return {ours: _tupled(settings[theirs]) for theirs, ours in names.items() if theirs in settings}
+    return {ours: tupled(settings[theirs]) for theirs, ours in names.items() if theirs in settings}
 
 
-def _tupled(value: object) -> object:
+def tupled(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -172,7 +172,9 @@ class Kind:
 AUDIO_ENCODER = "casual_audio_encoder"   # sic: the audio encoder inside the transformer
 _BLOCK = "blocks.0.self_attn.q."
 
-S2V = Kind(title="a Wan S2V transformer", component="transformer", marks=(_BLOCK, AUDIO_ENCODER + ".", "audio_injector."))
+S2V = Kind(
+    title="a Wan S2V transformer", component="transformer", marks=(_BLOCK, AUDIO_ENCODER + ".", "audio_injector.")
+)
 LORA = Kind(title="a LoRA", component=None, marks=())
 UNKNOWN = Kind(title="of no kind that is known here", component=None, marks=())
 
@@ -185,7 +187,11 @@ KINDS = (
     Kind(title="a Wan Animate transformer", component=None, marks=(_BLOCK, "face_adapter.")),
     Kind(title="a Wan image-to-video transformer", component=None, marks=(_BLOCK, "img_emb.")),
     Kind(title="a Wan text-to-video transformer", component=None, marks=(_BLOCK, "head.modulation")),
-    Kind(title="a Wan transformer in diffusers' spelling", component=None, marks=("blocks.0.attn1.", "condition_embedder.")),
+    Kind(
+        title="a Wan transformer in diffusers' spelling",
+        component=None,
+        marks=("blocks.0.attn1.", "condition_embedder."),
+    ),
     Kind(title="a Wan 2.2 VAE", component=None, marks=("decoder.upsamples.0.upsamples.0.",)),
     Kind(
         title="a Wan 2.1 VAE",
@@ -256,7 +262,7 @@ def _plain_keys(names: Iterable[str]) -> dict[str, str]:
 
 
 def _text_keys(names: Iterable[str]) -> dict[str, str]:
-    from ..models.text_encoder import umt5_key   # here: it imports transformers, which takes seconds
+    from ..models.text_encoder import umt5_key  # here: it imports transformers, which takes seconds
 
     return {name: umt5_key(_gguf_t5_key(name)) for name in names if not name.startswith(_TEXT_UNUSED)}
 
@@ -270,7 +276,7 @@ def _gguf_t5_key(name: str) -> str:
 
 
 def _audio_keys(names: Iterable[str]) -> dict[str, str]:
-    from ..models.sound_encoder import sound_encoder_keys   # here: as above
+    from ..models.sound_encoder import sound_encoder_keys  # here: as above
 
     return sound_encoder_keys(names)
 
@@ -356,6 +362,10 @@ LORA_ORIGINS = {
     "text_model": "a CLIP text encoder",
     "self_attn": "another Wan model",
 }
+
+
+LORA_METADATA = "lora_adapter_metadata"   # PEFT's settings as JSON in a safetensors header, as diffusers writes them
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def is_lora_key(name: str) -> bool:

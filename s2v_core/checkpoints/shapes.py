@@ -32,8 +32,8 @@ def transformer_config_from_shapes(shapes: Shapes) -> TransformerConfig:
     released = TransformerConfig()
     if dim % _HEAD_DIM or (num_layers, num_injectors) != (released.num_layers, len(released.audio_inject_layers)):
         raise CheckpointError(
-            f"a transformer of width {dim} with {num_layers} layers, {num_injectors} of which hear the sound, is not the "
-            f"released one, and its weights do not say the rest: put its config.json beside it"
+            f"a transformer of width {dim} with {num_layers} layers, {num_injectors} of which hear the sound, is not "
+            f"the released one, and its weights do not say the rest: put its config.json beside it"
         )
     local = _of(shapes, f"{AUDIO_ENCODER}.encoder.conv1_local.conv.weight")
     return TransformerConfig(

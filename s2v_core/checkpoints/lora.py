@@ -1,0 +1,307 @@
+"""LoRA files in their usual spellings, added to a model while it runs or merged into its weights.
+
+Knows modules by name; not which model they make.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ConfigError
+from ..ops.quantized import QuantizedLinear
+from . import keymaps
+from .files import WeightFile, open_weights
+
+log = logging.getLogger(__name__)
+
+_CONVS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}   # by a kernel's axes
+_MATRIX_LAYERS = (nn.Linear, QuantizedLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """What a LoRA adds to one module, at strength 1."""
+
+    target: str                      # the module, officially spelled but for dots that kohya writes as underscores
+    num_keys: int
+    down: Tensor | None = None       # [rank, in, *kernel]
+    up: Tensor | None = None         # [out, rank, 1...]
+    scale: float = 1.0               # of up @ down: alpha / rank
+    weight: Tensor | None = None     # whole differences
+    bias: Tensor | None = None
+    modulation: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lora:
+    """A LoRA file, read."""
+
+    path: Path
+    changes: tuple[Change, ...]
+
+    @property
+    def num_keys(self) -> int:
+        return sum(change.num_keys for change in self.changes)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """All that occur, rising."""
+        return tuple(sorted({len(change.down) for change in self.changes if change.down is not None}))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_lora(path: Path | str) -> Lora:
+    """Read a LoRA: a file, or the folder that PEFT saves.
+
+    Takes kohya (`lora_unet_..._lora_down`), PEFT (`base_model.model...lora_A`), diffusers (`transformer...lora_A`) and
+    ComfyUI (`diffusion_model...lora_down`) spellings and whole differences (`diff`, `diff_b`, `diff_m`).
+
+    Raises: CheckpointError for a file that is no LoRA, incomplete, or of a kind that we do not apply (DoRA, LoHa, ...).
+    """
+    path = Path(path)
+    file = open_weights(path / keymaps.PEFT_FILE if path.is_dir() else path)
+    return read_lora(file)
+
+
+def read_lora(file: WeightFile) -> Lora:
+    """The changes in a file that is open; small numbers are read, matrices stay memory-mapped."""
+    kind, _ = keymaps.identify(file.tensors)
+    if kind is not keymaps.LORA:
+        raise CheckpointError(f"{file.path} is {kind.title}, not a LoRA")
+    _refuse_unsupported(file)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, stored in file.tensors.items():
+        target, part = _split(name)
+        if part:
+            groups.setdefault(target, {})[part] = stored.dense(None)
+    scaling = _read_scaling(file)
+    changes = tuple(_change(file.path, target, parts, scaling) for target, parts in groups.items())
+    return Lora(path=file.path, changes=changes)
+
+
+def _refuse_unsupported(file: WeightFile) -> None:
+    for ending, kind in keymaps.LORA_UNSUPPORTED.items():
+        if any(name.endswith(ending) for name in file.tensors):
+            raise CheckpointError(f"{file.path} is a {kind}, which cannot be applied; plain LoRA files can")
+
+
+def _split(name: str) -> tuple[str, str]:
+    for ending, part in {**keymaps.LORA_PARTS, keymaps.LORA_ALPHA: "alpha"}.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending), part
+    return name, ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scaling:
+    """How alpha becomes a factor where the file's tensors do not say."""
+
+    alpha: float | None = None   # None: alpha is the rank
+    by_root: bool = False        # rank-stabilised: alpha / sqrt(rank)
+
+    def factor(self, rank: int, alpha: float | None) -> float:
+        alpha = self.alpha if alpha is None else alpha
+        return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.by_root else rank)
+
+
+def _read_scaling(file: WeightFile) -> _Scaling:
+    settings = _peft_settings(file)
+    if settings.get("alpha_pattern"):
+        raise CheckpointError(f"{file.path} has an alpha per layer (alpha_pattern), which is not supported")
+    alpha = settings.get("lora_alpha")
+    return _Scaling(alpha=None if alpha is None else float(alpha), by_root=bool(settings.get("use_rslora", False)))
+
+
+def _peft_settings(file: WeightFile) -> dict[str, Any]:
+    """PEFT's settings: in the header, or in the file that PEFT writes beside the weights."""
+    beside = file.path.with_name(keymaps.PEFT_CONFIG)
+    try:
+        if keymaps.LORA_METADATA in file.metadata:
+            settings = json.loads(file.metadata[keymaps.LORA_METADATA])
+            return {name.removeprefix("transformer."): value for name, value in settings.items()}
+        if file.path.name == keymaps.PEFT_FILE and beside.is_file():
+            return dict(json.loads(beside.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the settings of the LoRA {file.path} cannot be read: {error}") from error
+    return {}
+
+
+def _change(path: Path, target: str, parts: dict[str, Tensor], scaling: _Scaling) -> Change:
+    num_keys, alpha = len(parts), parts.pop("alpha", None)
+    if ("down" in parts) != ("up" in parts):
+        raise CheckpointError(f"{path} is incomplete: {target} has only one of its two LoRA matrices")
+    scale = 1.0
+    if "down" in parts:
+        scale = scaling.factor(len(parts["down"]), None if alpha is None else float(alpha))
+    return Change(target=keymaps.lora_target(target), num_keys=num_keys, scale=scale, **parts)
+
+
+# ---- finding the modules ---------------------------------------------------------------------------------------------
+
+
+def fitting(model: nn.Module, lora: Lora) -> dict[str, Change]:
+    """The changes that fit this model, by the name of their module."""
+    names = {name: name for name, _ in model.named_modules()}
+    names |= {name.replace(".", "_"): name for name in names}
+    fits = {}
+    for change in lora.changes:
+        name = names.get(change.target)
+        if name is not None and _fits(model.get_submodule(name), change):
+            fits[name] = change
+    return fits
+
+
+def _fits(module: nn.Module, change: Change) -> bool:
+    pairs = [(change.bias, _shape(module, "bias")), (change.modulation, _shape(module, "modulation"))]
+    if change.down is not None and change.up is not None:
+        matrix = (len(change.up), *change.down.shape[1:])
+        if matrix != _weight_shape(module) or any(n != 1 for n in change.up.shape[2:]):
+            return False
+    else:
+        pairs.append((change.weight, _weight_shape(module)))
+    return all(tuple(delta.shape) == shape for delta, shape in pairs if delta is not None)
+
+
+def _shape(module: nn.Module, parameter: str) -> tuple[int, ...] | None:
+    tensor = dict(module.named_parameters(recurse=False)).get(parameter)
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+    if isinstance(module, QuantizedLinear):
+        return module.out_features, module.in_features
+    return _shape(module, "weight")
+
+
+def describe_misfit(lora: Lora) -> str:
+    """For which model the targets of a LoRA that does not fit seem to be."""
+    for piece, model in keymaps.LORA_ORIGINS.items():
+        if any(piece in change.target for change in lora.changes):
+            return model
+    return f"a model with modules like {lora.changes[0].target!r}"
+
+
+# ---- applying --------------------------------------------------------------------------------------------------------
+
+
+class LoraBranch(nn.Module):
+    """strength * scale * up(down(x)) beside a layer, or a whole difference: its tensors move with the layer."""
+
+    def __init__(self, change: Change, strength: float) -> None:
+        super().__init__()
+        self.factor = strength * change.scale
+        self.register_buffer("first", change.weight if change.down is None else change.down)
+        self.register_buffer("second", change.up)
+
+    def added(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The layer's output with this branch's on top, as a forward hook."""
+        x = inputs[0]
+        first = self.first.to(x)
+        x = F.linear(x, first) if first.dim() == 2 else layer._conv_forward(x, first, None)
+        x = x * self.factor
+        if self.second is not None:
+            second = self.second.to(x)
+            x = F.linear(x, second) if second.dim() == 2 else _CONVS[second.dim()](x, second)
+        return output + x
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppliedLora:
+    """A LoRA on a model."""
+
+    num_keys: int   # that fit
+    is_merged: bool
+    _undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def remove(self) -> None:
+        """Take it off again.
+
+        Raises: ConfigError when it was merged.
+        """
+        if self.is_merged:
+            raise ConfigError("a merged LoRA cannot be taken out of the weights: load the model again")
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+
+def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0, *, merge: bool = False) -> AppliedLora:
+    """Add a LoRA to a model; several add up.
+
+    Args:
+        strength: factor on everything in it.
+        merge: write it into the weights, for good, computed in float32. Packed weights (fp8, GGUF) are never rewritten:
+            their layers take it live. Live, a layer computes its branch beside it, and `remove` undoes everything.
+
+    Raises: CheckpointError when nothing in it fits this model. What fits not among much that fits is only logged.
+    """
+    fits = fitting(model, lora)
+    num_keys = sum(change.num_keys for change in fits.values())
+    if not fits:
+        raise CheckpointError(
+            f"{lora.path}: 0 of {lora.num_keys} keys fit this model; it looks like a LoRA for {describe_misfit(lora)}"
+        )
+    if num_keys < lora.num_keys:
+        log.warning("%s: %d of %d keys fit this model, the rest is left out", lora.path, num_keys, lora.num_keys)
+    undo: list[Callable[[], None]] = []
+    for name, change in fits.items():
+        steps = _apply(model.get_submodule(name), change, strength, merge)
+        if not merge:   # else they would keep the old weights in memory
+            undo += steps
+    return AppliedLora(num_keys=num_keys, is_merged=merge, _undo=undo)
+
+
+def _apply(module: nn.Module, change: Change, strength: float, merge: bool) -> list[Callable[[], None]]:
+    """Change one module; how to undo it."""
+    undo = []
+    has_matrix = change.down is not None or change.weight is not None
+    if has_matrix and isinstance(module, _MATRIX_LAYERS) and (not merge or isinstance(module, QuantizedLinear)):
+        undo.append(_attach(module, LoraBranch(change, strength)))
+    elif has_matrix:
+        undo.append(_add_to(module, "weight", _delta(change), strength * change.scale))
+    for parameter, delta in {"bias": change.bias, "modulation": change.modulation}.items():
+        if delta is not None:
+            undo.append(_add_to(module, parameter, delta, strength))
+    return undo
+
+
+def _attach(layer: nn.Module, branch: LoraBranch) -> Callable[[], None]:
+    handle = layer.register_forward_hook(branch.added)
+    name = f"lora_{handle.id}"
+    layer.add_module(name, branch.to(next(layer.parameters(), next(layer.buffers(), branch.first)).device))
+
+    def undo() -> None:
+        handle.remove()
+        delattr(layer, name)
+
+    return undo
+
+
+def _delta(change: Change) -> Tensor:
+    """The change of a whole weight, float32."""
+    if change.down is None or change.up is None:
+        assert change.weight is not None
+        return change.weight.float()
+    product = change.up.float().flatten(1) @ change.down.float().flatten(1)
+    return product.view(len(change.up), *change.down.shape[1:])
+
+
+@torch.no_grad()
+def _add_to(module: nn.Module, parameter: str, delta: Tensor, factor: float) -> Callable[[], None]:
+    """Replace a parameter by itself plus a difference, added in float32."""
+    old = getattr(module, parameter)
+    new = (old.float() + factor * delta.to(old.device, torch.float32)).to(old.dtype)
+    setattr(module, parameter, nn.Parameter(new, requires_grad=old.requires_grad))
+    return lambda: setattr(module, parameter, old)
