@@ -128,7 +128,8 @@ class Components:
     def encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
         """Each prompt to [1, L, text_dim]. The text encoder is read for this and let go again."""
         self._require_weights()
-        encoder = load_model(self.files.text_encoder, "text_encoder", lambda: build_text_encoder(self.config.text_encoder))
+        config = self.config.text_encoder
+        encoder = load_model(self.files.text_encoder, "text_encoder", lambda: build_text_encoder(config))
         tokenizer, max_tokens = self._tokenizer(), self.config.transformer.text_len
         with self._visiting(encoder):
             return [encode_prompt(encoder, tokenizer, text, max_tokens=max_tokens).cpu() for text in prompts]

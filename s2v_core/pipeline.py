@@ -307,13 +307,16 @@ class WanS2VPipeline:
             ):
                 take.add(clip, write, is_last=clip.plan is clips[-1])
                 progress.clip_finished(current, len(clips))
+                del clip   # a clip of frames is large, and the next one is made while this name lives
                 current += 1
                 if current < len(clips):
                     progress.clip_started(current, len(clips), steps)
 
     def _condition(self, job: _Job) -> Conditioning:
         request, size = job.request, job.plan.size
-        negative = self.components.config.negative_prompt if request.negative_prompt is None else request.negative_prompt
+        negative = request.negative_prompt
+        if negative is None:
+            negative = self.components.config.negative_prompt
         prompt_embeds, negative_embeds = self.components.encode_prompts([request.prompt, negative])
         reference = fit_picture(job.picture, size)
         return Conditioning(
@@ -380,7 +383,7 @@ def _take_beside(output: Path | None) -> Path:
 def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | None) -> tuple[str, ...]:
     remarks = []
     if request.num_frames is not None and request.num_frames > whole:
-        remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with the sound")
+        remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with it")
     if pose is not None and pose.duration < num_frames / request.fps:
         remarks.append(
             f"the pose video lasts {pose.duration:.2f} s of {num_frames / request.fps:.2f} s: the rest moves freely"

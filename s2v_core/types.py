@@ -36,8 +36,8 @@ class SamplerSettings:
             raise ConfigError(f"steps must be 1 or more, got {self.steps}")
         if not self.shift > 0:
             raise ConfigError(f"shift must be above 0, got {self.shift}")
-        if not self.guidance_scale >= 0:
-            raise ConfigError(f"guidance must be 0 or more (1 switches it off), got {self.guidance_scale}")
+        if not self.guidance_scale >= 1:
+            raise ConfigError(f"guidance must be 1 or more (1 switches it off), got {self.guidance_scale:g}")
         if self.solver not in SOLVERS:
             raise ConfigError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
 
@@ -54,7 +54,7 @@ class ClipSettings:
     def __post_init__(self) -> None:
         if self.frames < 4 or self.frames % 4 or self.motion_frames < 1 or self.motion_frames % 4 != 1:
             raise ShapeError(
-                f"a clip has 4n frames and 4n+1 motion frames; got {self.frames} frames, {self.motion_frames} motion frames"
+                f"a clip has 4n frames and 4n+1 motion frames; got {self.frames} frames and {self.motion_frames}"
             )
         if not 0 <= self.warmup_frames < self.frames:
             raise ShapeError(f"warmup_frames must be 0 to {self.frames - 1}, got {self.warmup_frames}")

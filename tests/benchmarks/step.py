@@ -83,7 +83,9 @@ def make_inputs(config: TransformerConfig, args: argparse.Namespace) -> dict[str
 
 
 @torch.no_grad()
-def guided_step(model: WanS2VTransformer, clips: list, latents: torch.Tensor, t: torch.Tensor, batched: bool) -> torch.Tensor:
+def guided_step(
+    model: WanS2VTransformer, clips: list, latents: torch.Tensor, t: torch.Tensor, batched: bool
+) -> torch.Tensor:
     time_context = model.embed_time(t)
     if batched:
         cond, uncond = model(latents.expand(2, -1, -1, -1, -1), time_context, clips[0].joined(clips[1])).split(1)
@@ -99,9 +101,9 @@ def prepare(model: WanS2VTransformer, inputs: dict[str, torch.Tensor]) -> list:
         "reference_latent": inputs["reference_latent"],
         "motion_latents": inputs["motion_latents"],
     }
-    features = inputs["audio_features"]
+    features, embeds = inputs["audio_features"], inputs["prompt"]
     return [
-        model.prepare_clip(prompt=model.prepare_prompt(inputs["prompt"] * sign), audio_features=features * gain, **shared)
+        model.prepare_clip(prompt=model.prepare_prompt(embeds * sign), audio_features=features * gain, **shared)
         for sign, gain in ((1, 1), (-1, 0))
     ]
 

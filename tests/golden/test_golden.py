@@ -37,7 +37,8 @@ def check(case: Case, compute: Callable[[Case], dict[str, Tensor]]) -> None:
     assert ours, f"{case.name}: nothing was computed"
     unknown = [name for name in ours if name not in case.tensors]
     assert not unknown, f"{case.name}: not in the case: {unknown}"
-    faults = [difference(name, tensor, case.tensors[name], case.entry["tensors"][name]) for name, tensor in ours.items()]
+    records = case.entry["tensors"]
+    faults = [difference(name, tensor, case.tensors[name], records[name]) for name, tensor in ours.items()]
     faults = [fault for fault in faults if fault]
     assert not faults, f"{case.name}: " + "; ".join(faults)
 

@@ -175,7 +175,9 @@ def block(case: Case) -> dict[str, Tensor]:
     tensors, args = case.tensors, case.args
     layer = model.blocks[args["block"]]
     seen: dict[str, Tensor] = {}
-    layer.self_attn.register_forward_hook(lambda _, inputs, out: seen.update({"mid.self_attn_in": inputs[0], "mid.self_attn_out": out}))
+    layer.self_attn.register_forward_hook(
+        lambda _, inputs, out: seen.update({"mid.self_attn_in": inputs[0], "mid.self_attn_out": out})
+    )
     layer.self_attn.norm_q.register_forward_hook(lambda _, inputs, out: seen.update({"mid.q_normed": out}))
     layer.ffn.register_forward_hook(lambda _, inputs, out: seen.update({"mid.ffn_in": inputs[0], "mid.ffn_out": out}))
     layer.norm3.register_forward_hook(lambda _, inputs, out: seen.update({"mid.cross_attn_in": out}))
