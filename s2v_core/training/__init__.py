@@ -1,0 +1,1 @@
+"""Training: data, objective, and the runs that teach a model of any size."""

@@ -1,0 +1,205 @@
+"""One optimiser step after another: batches in, losses out, everything of a step decided by the seed and its number.
+
+Knows a student and a source of batches; not files, logs or signals. Step k draws from (seed, k) and takes batch k
+of its source, so a run that is resumed at k goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import OutputError
+from .config import ObjectiveConfig, OptimizerConfig
+from .objective import Batch, draw, velocity_loss
+from .student import Student
+
+
+class BatchSource(Protocol):
+    """Batches by number, the same ones whoever asks and whenever."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What a step did."""
+
+    step: int              # 1 is the first
+    loss: float            # mean over the step's batches
+    grad_norm: float       # before clipping
+    learning_rate: float
+    num_samples: int
+    num_tokens: int        # video tokens
+    seconds: float
+
+
+class Average:
+    """An exponential moving average of weights, in float32.
+
+    The decay grows into its value, as min(decay, (1 + n) / (10 + n)) after n updates: the first weights are forgotten.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.parameters = parameters
+        self.weights = {name: p.detach().float().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.num_updates += 1
+        step = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(list(self.weights.values()), [p.float() for p in self.parameters.values()], step)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages where the weights are, for a while."""
+        own = {name: p.data for name, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            parameter.data = self.weights[name].to(parameter.dtype)
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = own[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, "weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.num_updates = state["num_updates"]
+        for name, weights in self.weights.items():
+            weights.copy_(state["weights"][name])
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Of step `step` (0 is the first) of `steps`: up to the full rate in `warmup_steps`, level, down at the end."""
+    up = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    num_decay = round(steps * config.decay_fraction)
+    down = min(1.0, (steps - step) / num_decay) if num_decay else 1.0
+    return config.learning_rate * min(up, down)
+
+
+class Trainer:
+    """A student with its optimiser.
+
+    Args:
+        source: of the batches; `accumulate` of them make a step.
+        steps: of the whole run: the learning rate falls towards its end.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        source: BatchSource,
+        *,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        steps: int,
+        seed: int,
+        accumulate: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.student = student.to(device)
+        self.source = source
+        self.objective = objective
+        self.config = optimizer
+        self.steps = steps
+        self.seed = seed
+        self.accumulate = accumulate
+        self.device = torch.device(device)
+        self.step = 0   # optimiser steps done
+        trained = student.trained()
+        self.optimizer = torch.optim.AdamW(
+            trained.values(),
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+            eps=optimizer.eps,
+            fused=True,
+        )
+        self.average = Average(trained, optimizer.ema) if optimizer.ema else None
+
+    def train_step(self) -> StepReport:
+        """The next step.
+
+        Raises: OutputError when the loss is no longer a number; the weights are then as they were before the step.
+        """
+        began = time.perf_counter()
+        rate = learning_rate(self.step, self.steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        total, num_samples, num_tokens = 0.0, 0, 0
+        for part in range(self.accumulate):
+            batch, loss = self.loss_of(self.step * self.accumulate + part)
+            (loss / self.accumulate).backward()
+            total += loss.item() / self.accumulate
+            num_samples += batch.latents.shape[0]
+            num_tokens += batch.latents[:, 0].numel() // 4
+        norm = nn.utils.clip_grad_norm_(self.student.trained().values(), self.config.max_grad_norm).item()
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise OutputError(
+                f"the loss of step {self.step + 1} is {total:g} with gradients of norm {norm:g}; the weights before it "
+                "are kept: resume from the last checkpoint with a lower learning_rate, or look for broken windows"
+            )
+        self.optimizer.step()
+        self.step += 1
+        if self.average:
+            self.average.update()
+        return StepReport(
+            step=self.step,
+            loss=total,
+            grad_norm=norm,
+            learning_rate=rate,
+            num_samples=num_samples,
+            num_tokens=num_tokens,
+            seconds=time.perf_counter() - began,
+        )
+
+    def loss_of(self, index: int) -> tuple[Batch, Tensor]:
+        """A batch and its loss, drawn from the seed and the batch's number."""
+        batch = self.source.batch(index)
+        drawn = draw(batch, self.objective, np.random.default_rng([self.seed, index]))
+        batch = batch.to(self.device)
+        return batch, velocity_loss(self.student(batch, drawn), batch, drawn, self.objective)
+
+    @contextmanager
+    def averaged(self) -> Iterator[Student]:
+        """The student with its averaged weights, where they are kept, and in evaluation."""
+        self.student.eval()
+        try:
+            if self.average is None:
+                yield self.student
+            else:
+                with self.average.in_place():
+                    yield self.student
+        finally:
+            self.student.train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on but the settings and the source."""
+        return {
+            "step": self.step,
+            "weights": {name: p.detach() for name, p in self.student.trained().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, parameter in self.student.trained().items():
+            parameter.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        if self.average and state["average"]:
+            self.average.load_state_dict(state["average"])
