@@ -1,0 +1,414 @@
+"""Video files: look at one, read its frames by time, write frames as a segment, join segments with a sound.
+
+Knows files and PyAV; nothing of clips, takes or models.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.container import InputContainer, OutputContainer
+from av.stream import Disposition
+from torch import Tensor
+
+from ..errors import MediaError, OutputError
+
+ENCODER_THREADS = 4   # the number changes the bits x264 writes, so it is not the machine's to choose
+REORDER = 2           # frames by which x264 decodes ahead of what it shows, with the three B-frames of its presets
+X264 = {
+    "crf": "16",      # visually lossless
+    "preset": "medium",
+    "x264-params": "mbtree=0",   # with it, x264's AVX-512 code gives other bits in a few runs of a hundred
+}
+AAC_BIT_RATE = 192_000
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)   # Hz
+CLOCK_JUMP = Fraction(1, 20)   # seconds: more than any container rounds by
+# Sound that players accept inside an mp4, by its decoder: the lowest rate that the format allows, Hz.
+COPIED = {"aac": 0, "mp3": 16_000, "mp3float": 16_000, "ac3": 0, "eac3": 0, "alac": 0}
+MATRICES = {1: "ITU709", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M"}   # colour matrices by their number in a stream
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoInfo:
+    """What a video file holds."""
+
+    width: int               # as stored, before any rotation
+    height: int
+    num_frames: int
+    fps: float               # on average
+    duration: float          # seconds, from the first frame's start to the last one's end
+    video_codec: str
+    audio_codec: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimedFrame:
+    """A frame and when it appears; its pixels are made on demand."""
+
+    seconds: float   # since the first frame
+    frame: av.VideoFrame = field(repr=False)
+
+    def picture(self) -> np.ndarray:
+        """[H, W, 3] uint8 RGB, upright."""
+        return np.rot90(_rgb(self.frame), k=round(self.frame.rotation / 90)).copy()
+
+
+def probe_video(path: Path) -> VideoInfo:
+    """Look through a file without decoding it.
+
+    Raises: MediaError for a file that is missing, no video, or without a picture track.
+    """
+    with _reading(path), _open_video(path) as container:
+        stream = _picture_stream(container, path)
+        audio = container.streams.best("audio")
+        step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+        starts, stops = [], []
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                starts.append(_time(packet, default=len(starts) * step))
+                stops.append(starts[-1] + (packet.duration * packet.time_base if packet.duration else step))
+        if not starts:
+            raise MediaError(f"{path} has a picture track without a single frame; export it again")
+        duration = max(stops) - min(starts)
+        return VideoInfo(
+            width=stream.width,
+            height=stream.height,
+            num_frames=len(starts),
+            fps=float(len(starts) / duration),
+            duration=float(duration),
+            video_codec=stream.codec_context.name,
+            audio_codec=None if audio is None else audio.codec_context.name,
+        )
+
+
+def read_timed_frames(path: Path) -> Iterator[TimedFrame]:
+    """Every frame with its time, in order, one in memory.
+
+    Raises: MediaError as `probe_video`, and where the file breaks off.
+    """
+    with _reading(path), _open_video(path) as container:
+        stream = _picture_stream(container, path)
+        stream.thread_type = "AUTO"
+        step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
+        first = None
+        for index, frame in enumerate(container.decode(stream)):
+            seconds = index * step if frame.pts is None else frame.pts * frame.time_base
+            first = seconds if first is None else first
+            yield TimedFrame(seconds=float(seconds - first), frame=frame)
+        if first is None:
+            raise MediaError(f"{path} has a picture track without a single frame; export it again")
+
+
+def read_frames(path: Path) -> Iterator[np.ndarray]:
+    """Every frame, [H, W, 3] uint8, in order, one in memory."""
+    return (frame.picture() for frame in read_timed_frames(path))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong inside is the file's fault, in one sentence."""
+    if path.is_dir():
+        raise MediaError(f"{path} is a folder; name a file in it")
+    if not path.exists():
+        raise MediaError(f"there is no file {path}; check the path")
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror}); copy it again, or convert it to mp4") from error
+
+
+def _open_video(path: Path) -> InputContainer:
+    return av.open(str(path), metadata_errors="ignore")
+
+
+def _picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
+    """The picture track; the cover of a song is none."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        raise MediaError(f"{path} has no picture track; give a video file")
+    return stream
+
+
+def _time(packet: av.Packet, default: Fraction) -> Fraction:
+    stamp = packet.dts if packet.pts is None else packet.pts
+    return default if stamp is None else stamp * packet.time_base
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """[H, W, 3] uint8 by the frame's own colour matrix; old files that name none follow the custom of their size."""
+    if frame.format.is_rgb or frame.format.has_palette:
+        return frame.to_ndarray(format="rgb24")
+    matrix = MATRICES.get(int(frame.colorspace), "ITU709" if frame.height >= 720 else "ITU601")
+    full_range = int(frame.color_range) == 2 or frame.format.name.startswith("yuvj")
+    return frame.to_ndarray(
+        format="rgb24",
+        src_colorspace=matrix,
+        dst_colorspace="DEFAULT",
+        src_color_range="JPEG" if full_range else "MPEG",
+        dst_color_range="JPEG",
+    )
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def to_pictures(frames: Tensor) -> Iterator[np.ndarray]:
+    """[1, 3, F, H, W] in [-1, 1] -> F pictures [H, W, 3] uint8, made one at a time."""
+    for frame in frames[0].unbind(dim=1):
+        yield ((frame.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def write_segment(path: Path, pictures: Iterable[np.ndarray], *, fps: float) -> None:
+    """Encode pictures as a piece of h264 that `join_segments` can join: the same pictures give the same bytes.
+
+    The file appears complete or not at all.
+
+    Args:
+        pictures: [H, W, 3] uint8, all of one size, even sides; at least one.
+
+    Raises: OutputError when it cannot be written.
+    """
+    rate = _exact_rate(fps)
+    with _replacing(path) as partial, _create(partial, rate) as container:
+        stream = None
+        for index, picture in enumerate(pictures):
+            stream = stream or _h264_stream(container, rate, height=picture.shape[0], width=picture.shape[1])
+            frame = _yuv(picture)
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        assert stream is not None, "a segment needs at least one picture"
+        container.mux(stream.encode(None))
+
+
+def join_segments(segments: Sequence[Path], output: Path, *, audio: Path, fps: float, num_frames: int) -> None:
+    """Put segments one behind the other, add the original sound, and write an mp4 that starts to play at once.
+
+    Nothing is encoded again but sound that an mp4 cannot carry (to AAC). Picture and sound both start at 0; the picture
+    lasts num_frames / fps exactly, and longer sound ends with it. The file appears complete or not at all, and the same
+    inputs give the same bytes.
+
+    Args:
+        segments: from `write_segment`, of one size and fps; in all num_frames frames.
+        audio: any file with sound.
+
+    Raises: MediaError about the sound; OutputError when segments do not fit together or the disk refuses.
+    """
+    rate = _exact_rate(fps)
+    with _replacing(output) as partial, _create(partial, rate) as container:
+        pictures = _joined_packets(segments, container, rate, num_frames)
+        sound = _sound_packets(audio, container, end=num_frames / rate)
+        for packet in heapq.merge(pictures, sound, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+
+
+def require_writable(output: Path) -> None:
+    """Find out before the work whether its result can be kept. Raises: OutputError."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; name a file in it")
+    partial = _partial(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise _output_error(output, error) from error
+
+
+def _exact_rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to: afterwards it is safely on disk under `path`; after an error it is gone."""
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+        if os.name == "posix":   # elsewhere a folder cannot be opened
+            _sync(path.parent)
+    except (OSError, av.error.FFmpegError) as error:
+        raise _output_error(path, error) from error
+    finally:
+        if os.path.lexists(partial):
+            partial.unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _output_error(path: Path, error: OSError | av.error.FFmpegError) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{path} cannot be written: the disk is full; free space and run the same command again")
+    return OutputError(f"{path} cannot be written ({error.strerror}); choose a folder that can be written")
+
+
+def _create(path: Path, rate: Fraction) -> OutputContainer:
+    ticks = str(rate.numerator * math.ceil(10_000 / rate.numerator))   # a frame is a whole number of ticks
+    clocks = {"movie_timescale": ticks, "video_track_timescale": ticks}
+    return av.open(str(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact", **clocks})
+
+
+def _h264_stream(container: OutputContainer, rate: Fraction, *, height: int, width: int) -> av.VideoStream:
+    if "libx264" not in av.codecs_available:
+        raise OutputError("this PyAV was built without the x264 encoder; install its own wheel with `pip install av`")
+    stream = container.add_stream("libx264", rate=rate, options=X264)
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    context = stream.codec_context
+    context.thread_count = ENCODER_THREADS
+    context.color_primaries = context.color_trc = context.colorspace = 1   # BT.709
+    context.color_range = 1                                                # limited
+    return stream
+
+
+def _yuv(picture: np.ndarray) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG")
+
+
+def _joined_packets(
+    segments: Sequence[Path], container: OutputContainer, rate: Fraction, num_frames: int
+) -> Iterator[av.Packet]:
+    """The segments' packets with times that run through."""
+    with _segment(segments[0]) as first:
+        stream = container.add_stream_from_template(first.streams.video[0], opaque=True)
+        header = first.streams.video[0].codec_context.extradata
+    return _restamped(segments, stream, header, rate, num_frames)
+
+
+@contextmanager
+def _segment(path: Path) -> Iterator[InputContainer]:
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except (av.error.FFmpegError, OSError) as error:
+        raise OutputError(f"{path} is damaged ({error.strerror}); delete it and run the same command again") from error
+
+
+def _restamped(
+    segments: Sequence[Path], stream: av.VideoStream, header: bytes | None, rate: Fraction, num_frames: int
+) -> Iterator[av.Packet]:
+    before = 0   # frames of the segments that are through
+    for segment in segments:
+        with _segment(segment) as source:
+            if source.streams.video[0].codec_context.extradata != header:
+                raise OutputError(f"{segment} was encoded unlike {segments[0].name}; delete them and run again")
+            count = 0
+            for packet in source.demux(video=0):
+                if not packet.size:
+                    continue
+                packet.pts = before + round(packet.pts * packet.time_base * rate)
+                packet.dts = before + count - REORDER
+                packet.duration, packet.time_base, packet.stream = 1, 1 / rate, stream
+                count += 1
+                yield packet
+            before += count
+    if before != num_frames:
+        raise OutputError(
+            f"the segments in {segments[0].parent} hold {before} frames and the video has {num_frames}; "
+            "delete them and run again"
+        )
+
+
+# ---- the sound -----------------------------------------------------------------------------------------------------
+
+
+def _sound_packets(path: Path, container: OutputContainer, *, end: Fraction) -> Iterator[av.Packet]:
+    """Packets of a file's sound for an mp4: its first audible sample at 0, nothing from `end` (seconds) on."""
+    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
+        sound = source.streams.best("audio")
+        if sound is None:
+            raise MediaError(f"{path} has no sound track; give a sound file, or a video with sound")
+        if sound.rate >= COPIED.get(sound.codec_context.name, math.inf):
+            return _copied(path, container.add_stream_from_template(sound), end)
+        rate = sound.rate if sound.rate in AAC_RATES else AAC_RATES[-1]
+        layout = "mono" if sound.channels == 1 else "stereo"
+        stream = container.add_stream("aac", rate=rate, layout=layout, bit_rate=AAC_BIT_RATE)
+        return _encoded(path, stream, end)
+
+
+def _copied(path: Path, stream: av.AudioStream, end: Fraction) -> Iterator[av.Packet]:
+    """The file's own packets. Those that only prime the decoder keep their place before 0.
+
+    Where the file's clock jumps (joined recordings), the sound runs on, as it does when it is decoded.
+    """
+    shift, due = -_first_sample(path), None   # seconds: added to the file's clock; when the next packet should sound
+    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
+        for packet in source.demux(source.streams.best("audio")):
+            if not packet.size:
+                continue
+            shown = _time(packet, default=-shift) + shift
+            if due is not None and abs(shown - due) > CLOCK_JUMP:
+                shift, shown = shift + due - shown, due
+            if shown >= end:
+                return
+            due = shown + packet.duration * packet.time_base if packet.duration else None
+            packet.pts = packet.dts = round(shown / packet.time_base)
+            packet.duration = min(packet.duration or 0, math.ceil((end - shown) / packet.time_base))
+            packet.stream = stream
+            yield packet
+
+
+def _first_sample(path: Path) -> Fraction:
+    """When the first sample that a decoder gives sounds, on the file's clock: coders put silence before it."""
+    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
+        for frame in source.decode(source.streams.best("audio")):
+            return Fraction(0) if frame.pts is None else frame.pts * frame.time_base
+    raise MediaError(f"{path} has a sound track without a single sample; export it again")
+
+
+def _encoded(path: Path, stream: av.AudioStream, end: Fraction) -> Iterator[av.Packet]:
+    """The file's sound as AAC: mono stays mono, more channels become stereo."""
+    left = math.ceil(end * stream.rate)   # samples
+    done = 0
+    for frame in _resampled(path, stream):
+        if left > 0:
+            frame = _head(frame, left)
+            frame.pts, frame.time_base = done, Fraction(1, stream.rate)
+            done, left = done + frame.samples, left - frame.samples
+            yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def _resampled(path: Path, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
+    resampler = av.AudioResampler("fltp", stream.layout.name, stream.rate)
+    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
+        for frame in source.decode(source.streams.best("audio")):
+            frame.pts = None   # sample after sample, as the sound is heard when features are made
+            yield from resampler.resample(frame)
+        yield from resampler.resample(None)
+
+
+def _head(frame: av.AudioFrame, num_samples: int) -> av.AudioFrame:
+    if frame.samples <= num_samples:
+        return frame
+    head = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(frame.to_ndarray()[:, :num_samples]), format="fltp", layout=frame.layout.name
+    )
+    head.sample_rate = frame.sample_rate
+    return head
