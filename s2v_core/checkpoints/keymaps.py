@@ -192,6 +192,7 @@ KINDS = (
         component=None,
         marks=("blocks.0.attn1.", "condition_embedder."),
     ),
+    Kind(title="a Wan VAE in diffusers' spelling", component=None, marks=("encoder.down_blocks.", "post_quant_conv.")),
     Kind(title="a Wan 2.2 VAE", component=None, marks=("decoder.upsamples.0.upsamples.0.",)),
     Kind(
         title="a Wan 2.1 VAE",

@@ -25,10 +25,10 @@ Model = TypeVar("Model", bound=nn.Module)
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _MIXED_PRECISION = ("transformer",)   # whose layers bring weights to their input's dtype; the others need one dtype
 _WANTED = {
-    "transformer": "the Wan2.2-S2V transformer",
-    "vae": "the Wan 2.1 VAE",
-    "text_encoder": "the umT5 text encoder",
-    "audio_encoder": "the wav2vec2 sound encoder",
+    "transformer": "the Wan2.2-S2V transformer (the official shards, or a wan2.2_s2v_14B file)",
+    "vae": "the Wan 2.1 VAE (Wan2.1_VAE.pth, or wan_2.1_vae.safetensors)",
+    "text_encoder": "the umT5-XXL text encoder (models_t5_umt5-xxl-enc-bf16.pth, or a umt5_xxl file)",
+    "audio_encoder": "the sound encoder (wav2vec2-large-xlsr-53-english, or wav2vec2_large_english_fp16.safetensors)",
 }
 
 
@@ -50,7 +50,7 @@ def component_tensors(file: WeightFile, component: str) -> dict[str, StoredTenso
     """The same, of a file that is open."""
     kind, prefix = keymaps.identify(file.tensors)
     if kind.component != component:
-        raise CheckpointError(f"{file.path} is {kind.title}; {_WANTED[component]} is needed here")
+        raise CheckpointError(f"{file.path} is {kind.title}, where {_WANTED[component]} is needed")
     tensors = fold_scales(file)
     return {ours: tensors[theirs] for theirs, ours in keymaps.model_keys(component, tensors, prefix).items()}
 
@@ -117,8 +117,9 @@ def load_model(
         path: a weight file, a shard, or the index of a sharded set.
         component: "transformer", "vae", "text_encoder" or "audio_encoder".
         factory: makes the model, on torch's default device.
-        dtype: of the weights in memory; None: as they are stored, one dtype for all in models that need it.
-            fp8 and GGUF matrices of Linear layers stay packed whatever it says.
+        dtype: of the weights in memory; None: as they are stored. Models of one dtype then take float32 where most of
+            the file is, else bfloat16 (umT5 overflows in float16). fp8 and GGUF matrices of Linear layers stay packed
+            whatever it says.
         device: where to put them; on the CPU, weights that need no cast stay memory-mapped.
 
     Raises: CheckpointError for a file that is not this model's, in one sentence.
@@ -126,8 +127,7 @@ def load_model(
     tensors = read_component(path, component)
     mixed = component in _MIXED_PRECISION
     if dtype is None and not mixed:
-        stored = main_dtype(tensors.values())
-        dtype = stored if stored in (torch.float32, torch.float16, torch.bfloat16) else torch.bfloat16
+        dtype = torch.float32 if main_dtype(tensors.values()) == torch.float32 else torch.bfloat16
     with torch.device("meta"):
         model = factory()
     load_into(model, tensors, path=path, dtype=dtype, device=device, keep_float32=mixed)

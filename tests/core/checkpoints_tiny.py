@@ -146,8 +146,9 @@ def save_gguf(path: Path, tensors: dict[str, Tensor], matrices: str = "Q8_0") ->
     return meant
 
 
-def save_sharded(folder: Path, tensors: dict[str, Tensor], stem: str = "diffusion_pytorch_model", count: int = 3) -> Path:
+def save_sharded(folder: Path, tensors: dict[str, Tensor], count: int = 3) -> Path:
     """Shards and their index; returns the index."""
+    stem = "diffusion_pytorch_model"
     names = list(tensors)
     places = {}
     for i in range(count):

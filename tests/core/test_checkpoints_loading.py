@@ -226,12 +226,13 @@ def test_sound_encoder_spellings(tmp_path, spelling):
     tensors = tiny.audio_weights()
     stored = {"lm_head.weight": torch.zeros(3, 64), "wav2vec2.masked_spec_embed": torch.zeros(64), **tensors}
     if spelling == "old":
-        stored = {n.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v"): t
-                  for n, t in stored.items()}  # fmt: skip
+        for i, old in enumerate(("weight_g", "weight_v")):
+            stored = {n.replace(f"parametrizations.weight.original{i}", old): t for n, t in stored.items()}
     if spelling == "bare":
         stored = {n.removeprefix("wav2vec2."): t for n, t in stored.items()}
     save_file(stored, tmp_path / "x.safetensors")
-    model = load_model(tmp_path / "x.safetensors", "audio_encoder", lambda: SoundEncoder(tiny.AUDIO), dtype=torch.float32)
+    path = tmp_path / "x.safetensors"
+    model = load_model(path, "audio_encoder", lambda: SoundEncoder(tiny.AUDIO), dtype=torch.float32)
     sound = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
     expected = tiny.randomised(SoundEncoder(tiny.AUDIO), 3).hidden_states(sound)
     assert torch.equal(model.hidden_states(sound), expected)
@@ -242,7 +243,7 @@ def test_sound_encoder_spellings(tmp_path, spelling):
 
 def test_another_kind_of_file_is_named(tmp_path):
     save_file(tiny.vae_weights(), tmp_path / "vae.safetensors")
-    assert "is a Wan 2.1 VAE; the Wan2.2-S2V transformer is needed" in fault(tmp_path / "vae.safetensors")
+    assert "is a Wan 2.1 VAE, where the Wan2.2-S2V transformer (" in fault(tmp_path / "vae.safetensors")
 
 
 def test_a_text_to_video_checkpoint_is_named(tmp_path):
