@@ -108,7 +108,7 @@ class PoseFrames(Protocol):
     """A pose video on the video's clock, read as it is asked for."""
 
     def window(self, start_frame: int, stop_frame: int) -> Tensor:
-        """[1, 3, stop-start, H, W] frames in [-1, 1]; a frame outside the pose video is -1 (black)."""
+        """[1, 3, stop-start, H, W] frames in [-1, 1]: the first one before 0, -1 (black) past the end."""
         ...
 
 
