@@ -1,0 +1,102 @@
+"""The pipeline from Python: plan, call, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from s2v_core import WanS2VPipeline
+from s2v_core.errors import ConfigError, MediaError, ShapeError
+from s2v_core.geometry import VideoSize
+from s2v_core.media.video_io import probe_video, read_frames
+from s2v_core.request import Request
+from s2v_core.types import ClipSettings
+
+from ..cli.media import picture, silent_video, tone
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    picture(folder / "face.png", 96, 64)
+    tone(folder / "speech.wav", seconds=0.5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe() -> WanS2VPipeline:
+    return WanS2VPipeline.from_pretrained(device_map="cpu")
+
+
+def arguments(media: Path) -> dict:
+    return {
+        "audio_path": media / "speech.wav",
+        "image_path": media / "face.png",
+        "prompt": "a person",
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 1,
+    }
+
+
+def test_calling_gives_a_video_to_save(pipe: WanS2VPipeline, media: Path, tmp_path: Path) -> None:
+    result = pipe(**arguments(media))
+    info = probe_video(result.save(tmp_path / "out.mp4"))
+    assert (info.num_frames, info.width, info.height, info.fps) == (8, 64, 64, 16.0)
+    assert (info.video_codec, info.audio_codec) == ("h264", "aac")
+
+
+def test_the_generators_seed_is_the_videos(pipe: WanS2VPipeline, media: Path, tmp_path: Path) -> None:
+    def frames(generator: torch.Generator) -> np.ndarray:
+        path = pipe(**arguments(media), generator=generator).save(tmp_path / "seeded.mp4")
+        return np.stack(list(read_frames(path)))
+
+    one, again, other = (frames(torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+def test_fewer_frames_on_request_and_never_more_than_the_sound(pipe: WanS2VPipeline, media: Path) -> None:
+    assert pipe(**arguments(media), num_frames=3).num_frames == 3
+    request = Request(image=media / "face.png", audio=media / "speech.wav", num_frames=99)
+    plan = pipe.plan(request)
+    assert plan.num_frames == 8 and "the video ends with it" in plan.remarks[0]
+
+
+def test_half_a_size_and_wrong_sizes_are_refused(pipe: WanS2VPipeline, media: Path) -> None:
+    with pytest.raises(ConfigError, match="both height and width"):
+        pipe(**arguments(media) | {"width": None})
+    with pytest.raises(ShapeError, match="multiples of 16.*833x481"):
+        VideoSize(width=833, height=481)
+
+
+def test_a_plan_needs_no_weights_and_a_run_does(media: Path, tmp_path: Path) -> None:
+    planner = WanS2VPipeline.from_pretrained(device_map="cpu", load_weights=False)
+    request = Request(image=media / "face.png", audio=media / "speech.wav", output=tmp_path / "out.mp4")
+    plan = planner.plan(request)
+    assert plan.size == VideoSize(width=128, height=64) and len(plan.clips) == 1 and "128x64, 8 frames" in str(plan)
+    with pytest.raises(ConfigError, match="plan only"):
+        planner.run(request)
+
+
+def test_a_saved_video_in_an_impossible_place_is_one_sentence(pipe: WanS2VPipeline, media: Path) -> None:
+    result = pipe(**arguments(media))
+    with pytest.raises(MediaError, match="cannot write .*nowhere"):
+        result.save(media / "nowhere" / "out.mp4")
+
+
+def test_the_estimate_grows_with_the_picture_not_with_the_sound(pipe: WanS2VPipeline) -> None:
+    small, large = (
+        pipe.components.estimate(VideoSize(width=side, height=side), ClipSettings()) for side in (64, 256)
+    )
+    assert small.weights == large.weights
+    assert large.decoding == 16 * small.decoding and large.host == 16 * small.host
+
+
+def test_starting_from_the_image_and_following_a_pose_run_through(pipe: WanS2VPipeline, media: Path) -> None:
+    plain = pipe(**arguments(media))
+    posed = pipe(**arguments(media), pose_video=silent_video(media / "pose.mp4", frames=6), start_from_image=True)
+    one, other = (np.stack(list(read_frames(r._video))) for r in (plain, posed))
+    assert len(one) == len(other) == 8 and not np.array_equal(one, other)
