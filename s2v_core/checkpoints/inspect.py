@@ -110,14 +110,15 @@ def _report_other_transformer(file: WeightFile, title: str) -> Report:
 def _report_lora(file: WeightFile) -> Report:
     lora = read_lora(file)
     fits = fitting(_transformer(WAN_S2V_14B.transformer), lora)
-    num_keys = sum(change.num_keys for change in fits.values())
+    num_keys = sum(change.num_keys for _, change in fits)
     ranks = "-".join(str(rank) for rank in sorted({*lora.ranks[:1], *lora.ranks[-1:]})) or "none: whole differences"
     title = f"a LoRA of rank {ranks} for {len(lora.changes)} modules"
     what = f"{WAN_S2V_14B.name}: {num_keys} of {lora.num_keys} keys"
     if not fits:
         what += f"; it looks like a LoRA for {describe_misfit(lora)}"
-    unfit = [change.target for change in lora.changes if change not in fits.values()] if fits else []
-    return _report(file, title, what, file.tensors, unexpected=tuple(unfit))
+    fit = {change.target for _, change in fits}
+    unfit = [change.target for change in lora.changes if change.target not in fit]
+    return _report(file, title, what, file.tensors, unexpected=tuple(unfit) if fits else ())
 
 
 def _report(

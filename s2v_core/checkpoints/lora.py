@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ _CONVS: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.co
 _MATRIX_LAYERS = (nn.Linear, QuantizedLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Change:
     """What a LoRA adds to one module, at strength 1."""
 
@@ -87,8 +87,8 @@ def read_lora(file: WeightFile) -> Lora:
         if part:
             groups.setdefault(target, {})[part] = stored.dense(None)
     scaling = _read_scaling(file)
-    changes = tuple(_change(file.path, target, parts, scaling) for target, parts in groups.items())
-    return Lora(path=file.path, changes=changes)
+    changes = [change for target, parts in groups.items() for change in _changes(file.path, target, parts, scaling)]
+    return Lora(path=file.path, changes=tuple(changes))
 
 
 def _refuse_unsupported(file: WeightFile) -> None:
@@ -138,40 +138,42 @@ def _peft_settings(file: WeightFile) -> dict[str, Any]:
     return {}
 
 
-def _change(path: Path, target: str, parts: dict[str, Tensor], scaling: _Scaling) -> Change:
-    num_keys, alpha = len(parts), parts.pop("alpha", None)
+def _changes(path: Path, target: str, parts: dict[str, Tensor], scaling: _Scaling) -> Iterator[Change]:
+    """A low-rank change and whole differences: two changes where a module has both."""
     if ("down" in parts) != ("up" in parts):
         raise CheckpointError(f"{path} is incomplete: {target} has only one of its two LoRA matrices")
-    scale = 1.0
-    if "down" in parts:
-        scale = scaling.factor(len(parts["down"]), None if alpha is None else float(alpha))
-    return Change(target=keymaps.lora_target(target), num_keys=num_keys, scale=scale, **parts)
+    module = keymaps.lora_target(target)
+    pair = {name: parts[name] for name in ("down", "up", "alpha") if name in parts}
+    whole = {name: tensor for name, tensor in parts.items() if name not in pair}
+    if "down" in pair:
+        alpha = pair.pop("alpha", None)
+        scale = scaling.factor(len(pair["down"]), None if alpha is None else float(alpha))
+        yield Change(target=module, num_keys=2 + (alpha is not None), scale=scale, **pair)
+    if whole:
+        yield Change(target=module, num_keys=len(whole), **whole)
 
 
 # ---- finding the modules ---------------------------------------------------------------------------------------------
 
 
-def fitting(model: nn.Module, lora: Lora) -> dict[str, Change]:
-    """The changes that fit this model, by the name of their module."""
-    names = {name: name for name, _ in model.named_modules()}
-    names |= {name.replace(".", "_"): name for name in names}
-    fits = {}
-    for change in lora.changes:
-        name = names.get(change.target)
-        if name is not None and _fits(model.get_submodule(name), change):
-            fits[name] = change
-    return fits
+def fitting(model: nn.Module, lora: Lora) -> list[tuple[nn.Module, Change]]:
+    """The changes that fit this model, each with its module."""
+    modules = dict(model.named_modules())
+    modules |= {name.replace(".", "_"): module for name, module in modules.items()}
+    found = [(modules.get(change.target), change) for change in lora.changes]
+    return [(module, change) for module, change in found if module is not None and _fits(module, change)]
 
 
 def _fits(module: nn.Module, change: Change) -> bool:
-    pairs = [(change.bias, _shape(module, "bias")), (change.modulation, _shape(module, "modulation"))]
     if change.down is not None and change.up is not None:
         matrix = (len(change.up), *change.down.shape[1:])
-        if matrix != _weight_shape(module) or any(n != 1 for n in change.up.shape[2:]):
-            return False
-    else:
-        pairs.append((change.weight, _weight_shape(module)))
-    return all(tuple(delta.shape) == shape for delta, shape in pairs if delta is not None)
+        return matrix == _weight_shape(module) and all(n == 1 for n in change.up.shape[2:])
+    whole = (
+        (change.weight, _weight_shape(module)),
+        (change.bias, _shape(module, "bias")),
+        (change.modulation, _shape(module, "modulation")),
+    )
+    return all(tuple(delta.shape) == shape for delta, shape in whole if delta is not None)
 
 
 def _shape(module: nn.Module, parameter: str) -> tuple[int, ...] | None:
@@ -248,7 +250,7 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0, *, merge: bo
     Raises: CheckpointError when nothing in it fits this model. What fits not among much that fits is only logged.
     """
     fits = fitting(model, lora)
-    num_keys = sum(change.num_keys for change in fits.values())
+    num_keys = sum(change.num_keys for _, change in fits)
     if not fits:
         raise CheckpointError(
             f"{lora.path}: 0 of {lora.num_keys} keys fit this model; it looks like a LoRA for {describe_misfit(lora)}"
@@ -256,8 +258,8 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0, *, merge: bo
     if num_keys < lora.num_keys:
         log.warning("%s: %d of %d keys fit this model, the rest is left out", lora.path, num_keys, lora.num_keys)
     undo: list[Callable[[], None]] = []
-    for name, change in fits.items():
-        steps = _apply(model.get_submodule(name), change, strength, merge)
+    for module, change in fits:
+        steps = _apply(module, change, strength, merge)
         if not merge:   # else they would keep the old weights in memory
             undo += steps
     return AppliedLora(num_keys=num_keys, is_merged=merge, _undo=undo)

@@ -220,10 +220,11 @@ def test_whole_differences(tmp_path, model, base, merge):
 def test_a_difference_beside_a_low_rank_change(tmp_path, model, base):
     down, up = matrices()["head.head"]
     tensors = {"head.head.lora_A.weight": down, "head.head.lora_B.weight": up, "head.head.diff_b": torch.ones(64)}
+    tensors["head.head.diff"] = torch.eye(64)
     save_file(tensors, tmp_path / "lora.safetensors")
     apply_lora(model, load_lora(tmp_path / "lora.safetensors"))
     expected = copy.deepcopy(base)
-    expected.head.head.weight.data += up @ down
+    expected.head.head.weight.data += up @ down + torch.eye(64)
     expected.head.head.bias.data += 1
     assert_same(model, expected)
 
