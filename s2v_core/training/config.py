@@ -114,27 +114,45 @@ class ModelSource:
 class PrecomputeConfig:
     """Where windows come from, and how they are cut. Counts are frames of the video at `fps`."""
 
-    source: str = ""                   # a folder with a metadata file, or "synthetic"
+    source: str = ""                   # a folder with metadata.csv or .jsonl, or "synthetic"
     model: Path | None = None          # folder of the autoencoder and encoders; None: the bundled ones
     windows: Path = Path("windows")    # where they are written
     clip_frames: int = 80
     motion_frames: int = 73
+    warmup_frames: int = 3             # before a video's first clip, as at sampling
     fps: float = 16.0
-    max_tokens: int = 44_544           # of a window's sequence: larger pictures are scaled and cropped to it
+    first_share: float = 0.3           # of the windows that are first clips: nothing before them is seen
     windows_per_video: int = 1
-    num_videos: int = 0                # how many synthetic videos; folders: 0 is all
-    width: int = 64                    # of synthetic videos, pixels
-    height: int = 64
+    max_tokens: int = 44_544           # of a window's sequence: larger pictures are scaled and cropped to it
+    encode_batch: int = 1              # windows of one kind that are encoded together
+    prompts: str = "encoded"           # "text": kept as text alone, for a text encoder that is trained
     seed: int = 0
+    # of synthetic videos
+    num_videos: int = 0
+    video_frames: int = 241
+    width: int = 64                    # pixels
+    height: int = 64
+    held_out: bool = False             # looks, voices and sentences that training never sees
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "windows_per_video", "fps", "max_tokens")
+        _at_least(self, 1, "windows_per_video", "fps", "max_tokens", "encode_batch")
         _at_least(self, 4, "clip_frames")
+        _at_least(self, 0, "num_videos", "seed", "warmup_frames")
+        _probabilities(self, "first_share")
+        _one_of(self, "prompts", ("encoded", "text"))
         if self.clip_frames % 4 or self.motion_frames % 4 != 1:
             raise ConfigError(
                 f"clip_frames is a multiple of 4 and motion_frames one more than such a multiple; "
                 f"got {self.clip_frames} and {self.motion_frames}"
             )
+
+    @property
+    def num_latents(self) -> int:
+        return self.clip_frames // 4
+
+    @property
+    def num_motion_latents(self) -> int:
+        return 1 + (self.motion_frames - 1) // 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

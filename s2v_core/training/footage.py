@@ -1,0 +1,271 @@
+"""Videos to learn from, read by time: a folder with its metadata, or synthetic clips.
+
+Knows files, frames and boxes; nothing of windows, latents or models.
+F frames at the training fps, H W pixels, P boxes a frame.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..conditioning.audio import SoundSource
+from ..conditioning.image import cover
+from ..conditioning.pose import PoseVideo
+from ..config import SAMPLE_RATE
+from ..errors import ConfigError, MediaError
+from ..geometry import PATCH, SIZE_MULTIPLE, SPATIAL_STRIDE, VideoSize, token_layout
+from ..media.audio_io import open_sound, sound_from_waveform
+from ..media.video_io import probe_video, read_timed_frames
+from .config import PrecomputeConfig
+from .synthetic import FPS, SyntheticClip
+
+COLUMNS = ("video", "audio", "prompt", "pose", "face_boxes")
+STEP = SPATIAL_STRIDE * PATCH
+SILENT_EVERY = 25   # synthetic clips: in one of so many nobody speaks
+HISS = 1e-3         # what is heard there; a sound of zeros is refused as broken
+
+Boxes = Callable[[int, int], np.ndarray]
+"""(start, stop) -> [stop-start, P, 4] left, top, right, bottom in pixels of the footage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footage:
+    """One video, opened."""
+
+    size: VideoSize
+    num_frames: int
+    sound: SoundSource
+    prompt: str
+    frames: Callable[[int, int], Tensor]   # (start, stop) -> [1, 3, stop-start, H, W] in [-1, 1]
+    reference: Tensor | None = None        # [1, 3, 1, H, W]; None: one of the frames
+    pose: Callable[[int, int], Tensor] | None = None   # as frames
+    face_boxes: Boxes | None = None
+    mouth_boxes: Boxes | None = None
+
+
+class FootageItem(Protocol):
+    """A video that is not opened yet."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fingerprint(self) -> str:
+        """Changes when the video, its sound or its words do."""
+        ...
+
+    def open(self) -> Footage: ...
+
+
+def find_footage(config: PrecomputeConfig) -> list[FootageItem]:
+    """What the configuration names, in a fixed order.
+
+    Raises: ConfigError for a folder without metadata, or metadata that cannot be read.
+    """
+    if config.source == "synthetic":
+        return [SyntheticItem(config.seed + index, config) for index in range(config.num_videos)]
+    folder = Path(config.source).expanduser()
+    if not config.source or not folder.is_dir():
+        raise ConfigError(f"precompute needs a folder of videos or 'synthetic' as its source, got {config.source!r}")
+    return [FileItem(folder, row, config) for row in read_metadata(folder)]
+
+
+def read_metadata(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's metadata.csv or metadata.jsonl, columns of `COLUMNS`; empty cells are left out."""
+    table, lines = folder / "metadata.csv", folder / "metadata.jsonl"
+    path = lines if lines.is_file() else table
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{folder} has no metadata.csv or metadata.jsonl that can be read") from error
+    rows = list(csv.DictReader(text.splitlines())) if path is table else _json_lines(path, text)
+    if not rows:
+        raise ConfigError(f"{path} lists no videos")
+    for number, row in enumerate(rows, 1):
+        unknown = [name for name in row if name not in COLUMNS]
+        if unknown:
+            raise ConfigError(f"{path} has a column {unknown[0]} in row {number}; there are {', '.join(COLUMNS)}")
+        if not row.get("video"):
+            raise ConfigError(f"{path} names no video in row {number}")
+    return [{name: value for name, value in row.items() if value} for row in rows]
+
+
+def _json_lines(path: Path, text: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{path} has no JSON object in line {number}: {error}") from error
+    return rows
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FileItem:
+    """A row of a folder's metadata."""
+
+    folder: Path
+    row: dict[str, Any]
+    config: PrecomputeConfig
+
+    @property
+    def name(self) -> str:
+        return str(self.row["video"])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.row, sort_keys=True).encode())
+        for column in ("video", "audio", "pose"):
+            if column in self.row:
+                digest.update(_content_hash(self._path(column)))
+        return digest.hexdigest()
+
+    def open(self) -> Footage:
+        """Raises: MediaError for media that cannot be read."""
+        path, fps = self._path("video"), self.config.fps
+        info = probe_video(path)
+        sound = open_sound(self._path("audio") if "audio" in self.row else path)
+        size = fit_tokens(info.width, info.height, self.config)
+        pose = None
+        if "pose" in self.row:
+            pose = _timed(self._path("pose"), size, fps).window
+        return Footage(
+            size=size,
+            num_frames=int(min(info.duration, float(sound.duration)) * fps + 1e-6),
+            sound=sound,
+            prompt=str(self.row.get("prompt", "")),
+            frames=_timed(path, size, fps).window,
+            pose=pose,
+            face_boxes=self._face_boxes((info.width, info.height), size),
+        )
+
+    def _path(self, column: str) -> Path:
+        return self.folder / str(self.row[column])
+
+    def _face_boxes(self, picture: tuple[int, int], size: VideoSize) -> Boxes | None:
+        """Boxes of the source's pixels where they lie in the footage: one for all frames, or one a frame at `fps`."""
+        value = self.row.get("face_boxes")
+        if value is None:
+            return None
+        try:
+            boxes = np.asarray(json.loads(value) if isinstance(value, str) else value, np.float32)
+            boxes = boxes.reshape(-1, 1, 4)
+        except ValueError as error:
+            raise MediaError(f"{self.name}: face_boxes is [left, top, right, bottom], or a list of such") from error
+        width, height = cover(picture, size)
+        scale = np.asarray([width / picture[0], height / picture[1]] * 2, np.float32)
+        shift = np.asarray([(width - size.width) / 2, (height - size.height) / 2] * 2, np.float32)
+        return partial(_boxes_between, boxes * scale - shift)
+
+
+def _boxes_between(boxes: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return boxes[np.arange(start, stop).clip(0, len(boxes) - 1)]
+
+
+def _timed(path: Path, size: VideoSize, fps: float) -> PoseVideo:
+    return PoseVideo(lambda: read_timed_frames(path), duration=probe_video(path).duration, size=size, fps=fps)
+
+
+def _content_hash(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror})") from error
+    return digest.digest()
+
+
+def fit_tokens(width: int, height: int, config: PrecomputeConfig) -> VideoSize:
+    """A picture's size when it is within the budget of tokens; otherwise the largest of its shape that is.
+
+    Sides are cut down to multiples of 16, so at most 15 pixels are cropped off a picture that fits.
+
+    Raises: MediaError for a picture below 64 pixels, or a budget that no size of its shape fits.
+    """
+    if min(width, height) < SIZE_MULTIPLE:
+        raise MediaError(f"a picture of {width}x{height} is too small to learn from: {SIZE_MULTIPLE} pixels at least")
+    for percent in range(1000, 0, -1):
+        w, h = (int(side * percent / 1000) // STEP * STEP for side in (width, height))
+        if min(w, h) < SIZE_MULTIPLE:
+            break
+        size = VideoSize(width=w, height=h)
+        if token_layout(size.latent_grid(config.num_latents), has_motion=True).total <= config.max_tokens:
+            return size
+    raise MediaError(f"no size of the shape {width}x{height} fits {config.max_tokens} tokens: raise max_tokens")
+
+
+# ---- synthetic -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticItem:
+    """A clip that is drawn when it is opened."""
+
+    seed: int
+    config: PrecomputeConfig
+
+    @property
+    def name(self) -> str:
+        return f"synthetic {self.seed}"
+
+    def fingerprint(self) -> str:
+        c = self.config
+        return f"synthetic {self.seed} {c.video_frames} {c.width}x{c.height} {c.held_out}"
+
+    def open(self) -> Footage:
+        config = self.config
+        if config.fps != FPS:
+            raise ConfigError(f"synthetic clips have {FPS} frames a second, fps says {config.fps:g}")
+        silent = self.seed % SILENT_EVERY == SILENT_EVERY - 1
+        clip = SyntheticClip(
+            self.seed,
+            num_frames=config.video_frames,
+            width=config.width,
+            height=config.height,
+            held_out=config.held_out,
+            silent=silent,
+        )
+        hiss = np.random.default_rng(self.seed).normal(0, HISS, clip.waveform.shape).astype(np.float32)
+        return Footage(
+            size=VideoSize(width=config.width, height=config.height),
+            num_frames=clip.num_frames,
+            sound=sound_from_waveform(torch.from_numpy(clip.waveform + hiss * silent)[None], SAMPLE_RATE),
+            prompt=clip.prompt,
+            frames=lambda start, stop: _pixels(clip.frames(start, stop)),
+            reference=_pixels(clip.reference[None]),
+            face_boxes=clip.face_boxes,
+            mouth_boxes=clip.mouth_boxes,
+        )
+
+
+def _pixels(frames: np.ndarray) -> Tensor:
+    """[F, H, W, 3] uint8 -> [1, 3, F, H, W] in [-1, 1]."""
+    return (torch.from_numpy(frames.copy()).permute(3, 0, 1, 2).float() / 127.5 - 1)[None]
+
+
+def held_frames(frames: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
+    """Frames of which those before 0 are frame 0."""
+    shown = frames(max(0, start), stop)
+    before = shown[:, :, :1].expand(-1, -1, max(0, -start), -1, -1)
+    return torch.cat([before, shown], dim=2)
+
+
+def held_boxes(boxes: Boxes, start: int, stop: int) -> np.ndarray:
+    shown = boxes(max(0, start), stop)
+    return np.concatenate([np.repeat(shown[:1], max(0, -start), axis=0), shown])
+

@@ -1,0 +1,166 @@
+"""A window: one clip of a video with all that directs it, encoded once and kept in a file of its own.
+
+Knows tensors and safetensors; not how windows are cut, nor in which order they are learnt from.
+T latent frames, h w latent cells, F frames (4T).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError, OutputError
+from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
+from .objective import Batch
+
+FIRST, CONTINUING = "first", "continuing"
+EMPTY_PROMPT = "empty_prompt"
+STORED = torch.float16   # of latents and features: they lie within a few tens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """One clip. `motion_latents` None makes it a first clip: its latents were encoded behind the reference."""
+
+    latents: Tensor                       # [16, T, h, w]
+    reference_latent: Tensor              # [16, 1, h, w]
+    audio_features: Tensor                # [layers, C, 4T]
+    prompt: str
+    prompt_embeds: Tensor | None = None   # [L, D]
+    motion_latents: Tensor | None = None  # [16, Tm, h, w]
+    pose_latents: Tensor | None = None    # [16, T, h, w]
+    face_mask: Tensor | None = None       # [T, h, w] 0..1
+    mouth_mask: Tensor | None = None      # [T, h, w] 0..1
+
+    @property
+    def kind(self) -> str:
+        return FIRST if self.motion_latents is None else CONTINUING
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowEntry:
+    """A window on disk, known by its header."""
+
+    path: Path
+    fingerprint: str             # of everything that it was made from
+    model: str                   # of the encoders that made it
+    kind: str
+    form: tuple[object, ...]     # windows of equal form fit into one batch
+
+
+def save_window(path: Path, window: Window, *, fingerprint: str, model: str) -> None:
+    """Write a window whole or not at all.
+
+    Raises: OutputError when the disk does not take it.
+    """
+    tensors = {name: t.to(STORED).contiguous() for name, t in window.tensors().items()}
+    metadata = {"prompt": window.prompt, "fingerprint": fingerprint, "model": model}
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata=metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise OutputError(f"the window {path} cannot be written ({error}); free some space and run again") from error
+
+
+def read_entry(path: Path) -> WindowEntry:
+    """Raises: CheckpointError for a file that is no window, or was cut short."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a window ({error}); delete it and precompute again") from error
+    if not {"fingerprint", "model", "prompt"} <= metadata.keys():
+        raise CheckpointError(f"{path} is no window of training data; name the folder that precompute has written")
+    form = tuple((name, shape) for name, shape in shapes.items() if name != "prompt_embeds")
+    return WindowEntry(
+        path=path,
+        fingerprint=metadata["fingerprint"],
+        model=metadata["model"],
+        kind=CONTINUING if "motion_latents" in shapes else FIRST,
+        form=(*form, "prompt_embeds" in shapes),
+    )
+
+
+def load_window(path: Path) -> Window:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            return Window(prompt=(file.metadata() or {})["prompt"], **tensors)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read as a window ({error}); delete it and precompute again") from error
+
+
+def batch_windows(windows: Sequence[Window]) -> Batch:
+    """Windows of one form as a batch; prompts of different length are filled up with zero rows."""
+    stacked = {}
+    for name in windows[0].tensors():
+        values = [getattr(window, name) for window in windows]
+        if name == "prompt_embeds":
+            stacked[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+        else:
+            stacked[name] = torch.stack(values)
+    return Batch(prompts=tuple(window.prompt for window in windows), **stacked)
+
+
+def save_empty_prompt(folder: Path, embeds: Tensor) -> None:
+    """The prompt that stands for none, [L, D], beside windows that hold embeds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({EMPTY_PROMPT: embeds.float().contiguous()}, folder / f"{EMPTY_PROMPT}.embeds")
+
+
+def load_empty_prompt(folder: Path) -> Tensor:
+    """[1, L, D]."""
+    try:
+        with safe_open(folder / f"{EMPTY_PROMPT}.embeds", "pt") as file:
+            return file.get_tensor(EMPTY_PROMPT)[None]
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} lacks the embeds of the empty prompt ({error}); precompute it with prompts: encoded"
+        ) from error
+
+
+def box_mask(boxes: np.ndarray, *, height: int, width: int) -> Tensor:
+    """How much of each latent cell lies in boxes, over each latent frame's four frames the most.
+
+    Args:
+        boxes: [F, P, 4] left, top, right, bottom in pixels, F = 4T; P boxes a frame, a box of NaN is none.
+        height, width: of the latents, cells.
+
+    Returns: [T, h, w] float32 in 0..1.
+    """
+    boxes = torch.from_numpy(np.nan_to_num(np.asarray(boxes, np.float32), nan=-1.0)) / SPATIAL_STRIDE
+    left, top, right, bottom = boxes.unsqueeze(-1).unbind(2)                      # each [F, P, 1]
+    across = _overlap(left, right, width)                                         # [F, P, w]
+    down = _overlap(top, bottom, height)                                          # [F, P, h]
+    cells = (down.unsqueeze(-1) * across.unsqueeze(-2)).amax(1)                   # [F, h, w]
+    return cells.unflatten(0, (-1, TEMPORAL_STRIDE)).amax(1)
+
+
+def _overlap(low: Tensor, high: Tensor, count: int) -> Tensor:
+    """How much of each of `count` unit cells lies between low and high."""
+    starts = torch.arange(count, dtype=torch.float32)
+    return (torch.minimum(high, starts + 1) - torch.maximum(low, starts)).clamp(0, 1)
+
+
+def fingerprint_of(parts: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

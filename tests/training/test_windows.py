@@ -1,0 +1,303 @@
+"""From videos to windows to batches: what is cut where, that it is what sampling will see, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from s2v_core.conditioning.audio import SoundFeatures
+from s2v_core.errors import CheckpointError, ConfigError, MediaError, OutputError
+from s2v_core.media.video_io import write_segment
+from s2v_core.training.config import PrecomputeConfig
+from s2v_core.training.dataset import WindowBatches
+from s2v_core.training.encoders import ModelEncoders
+from s2v_core.training.footage import find_footage, fit_tokens
+from s2v_core.training.precompute import choose_cuts, find_windows, precompute
+from s2v_core.training.windows import FIRST, Window, batch_windows, box_mask, load_window, read_entry, save_window
+
+CONFIG = PrecomputeConfig(source="synthetic", num_videos=2, video_frames=100, clip_frames=8, prompts="text")
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return ModelEncoders(None, device=torch.device("cpu"), with_text=True)
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory, encoders):
+    """One window of each kind, and the videos that they are of."""
+    folder = tmp_path_factory.mktemp("windows")
+    found = {}
+    for kind, share in (("first", 1.0), ("continuing", 0.0)):
+        config = replace(CONFIG, windows=folder / kind, first_share=share)
+        items = find_footage(config)
+        precompute(items, encoders, config)
+        found[kind] = [load_window(path) for path in find_windows([folder / kind])], items, config
+    return found
+
+
+def starts_of(items, config):
+    """Where the windows lie, drawn again as precompute draws."""
+    return [choose_cuts(i.open().num_frames, config, np.random.default_rng([config.seed, n]))[0].start
+            for n, i in enumerate(items)]  # fmt: skip
+
+
+def test_a_clip_with_a_past_is_what_sampling_would_see(windows, encoders):
+    found, items, config = windows["continuing"]
+    for window, item, start in zip(found, items, starts_of(items, config), strict=True):
+        footage = item.open()
+        motion = encoders.encode_frames(footage.frames(start - 73, start))
+        whole = encoders.encode_frames(footage.frames(start - 73, start + 8))
+        features = SoundFeatures(footage.sound, encoders.hidden_states, fps=16.0).window(start, start + 8)
+        assert torch.equal(window.motion_latents, motion[0].half().float())
+        assert torch.equal(window.latents, whole[0, :, 19:].half().float())
+        assert torch.equal(window.reference_latent, encoders.encode_frames(footage.reference)[0].half().float())
+        assert torch.equal(window.audio_features, features[0].half().float())
+        assert window.prompt == footage.prompt and window.latents.shape == (16, 2, 8, 8)
+
+
+def test_a_first_clip_lies_behind_the_reference_picture(windows, encoders):
+    found, items, config = windows["first"]
+    for window, item, start in zip(found, items, starts_of(items, config), strict=True):
+        footage = item.open()
+        frames = footage.frames(max(start, 0), start + 8)
+        held = frames[:, :, :1].expand(-1, -1, max(0, -start), -1, -1)
+        stream = encoders.encode_frames(torch.cat([footage.reference, held, frames], 2))
+        features = SoundFeatures(footage.sound, encoders.hidden_states, fps=16.0).window(start, start + 8)
+        torch.testing.assert_close(window.latents, stream[0, :, 1:].half().float(), atol=2e-3, rtol=0)
+        assert torch.equal(window.reference_latent, encoders.encode_frames(footage.reference)[0].half().float())
+        assert torch.equal(window.audio_features, features[0].half().float())
+        assert window.motion_latents is None and window.kind == FIRST
+
+
+def test_masks_cover_the_mouth_and_the_face(windows):
+    window = windows["continuing"][0][0]
+    face, mouth = window.face_mask, window.mouth_mask
+    assert face.shape == mouth.shape == (2, 8, 8)
+    assert 0 < mouth.sum() < face.sum() < 2 * 64 and face[mouth > 0.5].min() > 0.9
+
+
+def test_a_box_fills_its_cells_in_part():
+    boxes = np.full((8, 2, 4), np.nan, np.float32)
+    boxes[:4, 0] = [8, 8, 24, 20]    # cells 1 and 2 across, 1 and half of 2 down
+    boxes[5, 1] = [0, 0, 4, 4]       # a quarter of cell 0, in one frame of the second latent frame
+    mask = box_mask(boxes, height=4, width=4)
+    expected = torch.zeros(2, 4, 4)
+    expected[0, 1, 1:3], expected[0, 2, 1:3], expected[1, 0, 0] = 1, 0.5, 0.25
+    assert torch.equal(mask, expected)
+
+
+def test_cuts_stay_inside_the_video_and_come_in_the_asked_proportion():
+    config = replace(CONFIG, first_share=0.3, windows_per_video=3)
+    cuts = [cut for seed in range(300) for cut in choose_cuts(120, config, np.random.default_rng(seed))]
+    kinds = Counter(cut.kind for cut in cuts)
+    assert 0.25 < kinds["first"] / len(cuts) < 0.35
+    assert {c.start for c in cuts if c.kind == "continuing"} == set(range(73, 113))
+    firsts = [c.start for c in cuts if c.kind == "first"]
+    assert 0.4 < np.mean([s == -3 for s in firsts]) < 0.6 and -3 <= min(firsts) and max(firsts) <= 112
+
+
+def test_a_video_too_short_for_a_past_gives_first_clips_and_one_too_short_for_a_clip_is_refused():
+    rng = np.random.default_rng(0)
+    assert {choose_cuts(40, CONFIG, rng)[0].kind for _ in range(20)} == {"first"}
+    assert choose_cuts(5, CONFIG, rng)[0].start == -3
+    with pytest.raises(MediaError, match="4 frames is too short for clips of 8"):
+        choose_cuts(4, CONFIG, rng)
+
+
+def make_folder(folder, *, size=(96, 80), frames=60):
+    """A video with its own sound track elsewhere, another that is broken, and one that is missing."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 255, (size[1], size[0], 3), np.uint8)
+    write_segment(folder / "a.mp4", [np.roll(base, i, 1) for i in range(frames)], fps=30.0)
+    import wave
+
+    with wave.open(str(folder / "a.wav"), "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(16_000)
+        file.writeframes((rng.normal(0, 3000, 32_000)).astype(np.int16).tobytes())
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    rows = [
+        {"video": "a.mp4", "audio": "a.wav", "prompt": "noise", "pose": "a.mp4", "face_boxes": [16, 16, 80, 64]},
+        {"video": "broken.mp4", "audio": "a.wav"},
+        {"video": "missing.mp4"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def test_a_folder_is_read_by_time_and_its_broken_videos_are_passed_over(tmp_path, encoders, caplog):
+    config = PrecomputeConfig(source=str(make_folder(tmp_path / "d")), windows=tmp_path / "w", clip_frames=8,
+                              windows_per_video=2)  # fmt: skip
+    report = precompute(find_footage(config), encoders, config)
+    assert (report.written, report.skipped) == (2, {"MediaError": 2})
+    assert "broken.mp4" in caplog.text and "missing.mp4" in caplog.text
+    window = load_window(find_windows([config.windows])[0])
+    assert window.latents.shape == (16, 2, 10, 12) == window.pose_latents.shape
+    assert window.prompt == "noise" and window.prompt_embeds.shape[1] == 64
+    assert window.face_mask[0].sum() == 8 * 6
+    assert find_footage(config)[0].open().num_frames == 32   # 2 s at 16 fps, of 60 frames at 30
+
+
+def test_a_second_run_writes_only_what_is_missing_or_was_made_otherwise(tmp_path, encoders):
+    config = replace(CONFIG, windows=tmp_path, first_share=1.0)
+    items = find_footage(config)
+    assert precompute(items, encoders, config).written == 2
+    first, second = find_windows([tmp_path])
+    kept = second.stat().st_mtime_ns
+    content = load_window(first)
+    first.write_bytes(first.read_bytes()[:100])
+    again = precompute(items, encoders, config)
+    assert (again.written, again.kept) == (1, 1)
+    assert second.stat().st_mtime_ns == kept
+    assert all(torch.equal(t, load_window(first).tensors()[name]) for name, t in content.tensors().items())
+    assert precompute(items, encoders, replace(config, warmup_frames=2)).written == 2
+
+
+def test_ranks_share_the_videos_out(tmp_path, encoders, monkeypatch):
+    config = replace(CONFIG, windows=tmp_path, first_share=1.0, num_videos=3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, expected in (("0", 2), ("1", 1)):
+        monkeypatch.setenv("RANK", rank)
+        assert precompute(find_footage(config), encoders, config).written == expected
+    assert [path.name[:7] for path in find_windows([tmp_path])] == ["0000000", "0000001", "0000002"]
+
+
+def test_a_full_disk_ends_the_run_with_a_word(tmp_path, encoders):
+    (tmp_path / "file").write_text("")
+    config = replace(CONFIG, windows=tmp_path / "file" / "w", num_videos=1, first_share=1.0)
+    with pytest.raises(OutputError, match="cannot be written.*free some space"):
+        precompute(find_footage(config), encoders, config)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("video,prompt,sound\na.mp4,x,y", "column sound in row 1"),
+        ("prompt\nx", "names no video in row 1"),
+        ("video,prompt", "lists no videos"),
+    ],
+)
+def test_bad_metadata_is_named(tmp_path, text, message):
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        find_footage(PrecomputeConfig(source=str(tmp_path)))
+
+
+def test_a_folder_without_metadata_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no metadata.csv or metadata.jsonl"):
+        find_footage(PrecomputeConfig(source=str(tmp_path)))
+
+
+def test_a_picture_within_the_budget_keeps_its_size_and_a_larger_one_its_shape():
+    config = PrecomputeConfig(clip_frames=48)
+    assert str(fit_tokens(1024, 768, config)) == "1024x768"   # the paper's: 44,544 tokens
+    assert str(fit_tokens(333, 250, config)) == "320x240"
+    large = fit_tokens(3840, 2160, config)
+    assert abs(large.width / large.height - 16 / 9) < 0.05 and 0.93 < large.width * large.height / (1024 * 768) <= 1
+    with pytest.raises(MediaError, match="raise max_tokens"):
+        fit_tokens(640, 64, replace(config, max_tokens=100))
+
+
+def some_window(seed, *, motion=True, frames=2):
+    g = torch.Generator().manual_seed(seed)
+    return Window(
+        latents=torch.randn(16, frames, 8, 8, generator=g),
+        reference_latent=torch.randn(16, 1, 8, 8, generator=g),
+        audio_features=torch.randn(3, 6, 4 * frames, generator=g),
+        prompt=str(seed),
+        prompt_embeds=torch.randn(2 + seed % 3, 12, generator=g),
+        motion_latents=torch.randn(16, 19, 8, 8, generator=g) if motion else None,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """7 windows with a past, 2 of them longer, and 3 first clips."""
+    for seed in range(10):
+        window = some_window(seed, motion=seed < 7, frames=3 if seed < 2 else 2)
+        save_window(tmp_path / f"{seed}.safetensors", window, fingerprint="f", model="m")
+    return tmp_path
+
+
+def prompts(source, count):
+    return [source.batch(index).prompts for index in range(count)]
+
+
+def test_batches_hold_windows_of_one_form_and_every_window_in_an_epoch(folder):
+    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.0, seed=1)
+    num = source.batches_per_epoch("continuing")
+    assert num == 4   # one of the long form, three of the other five
+    epoch = prompts(source, num)
+    assert {p for batch in epoch for p in batch} == set("0123456")
+    assert all((set(batch) <= {"0", "1"}) or not set(batch) & {"0", "1"} for batch in epoch)
+    assert prompts(source, 2 * num)[num:] != epoch, "another epoch has another order"
+    assert all(len(batch) == 2 for batch in epoch)
+
+
+def test_a_batch_is_decided_by_its_number_and_the_seed(folder):
+    paths = find_windows([folder])
+    one, two, other = (WindowBatches(paths, batch_size=2, first_clip=0.4, seed=seed) for seed in (1, 1, 2))
+    in_order = [one.paths(i) for i in range(30)]
+    assert [two.paths(i) for i in reversed(range(30))] == in_order[::-1]
+    assert [other.paths(i) for i in range(30)] != in_order
+
+
+def test_first_clips_come_in_their_share_and_evenly(folder):
+    source = WindowBatches(find_windows([folder]), batch_size=1, first_clip=0.3, seed=1)
+    firsts = [source.batch(i).motion_latents is None for i in range(40)]
+    assert sum(firsts) == 12 and all(sum(firsts[i : i + 10]) == 3 for i in range(0, 31))
+
+
+def test_a_saved_window_comes_back_in_half_precision(tmp_path):
+    window = some_window(3)
+    save_window(tmp_path / "w.safetensors", window, fingerprint="f", model="m")
+    back = load_window(tmp_path / "w.safetensors")
+    assert back.prompt == "3"
+    for name, tensor in window.tensors().items():
+        assert torch.equal(back.tensors()[name], tensor.half().float())
+
+
+def test_prompts_of_different_length_are_filled_up_with_zero_rows():
+    batch = batch_windows([some_window(0), some_window(2)])
+    assert batch.prompt_embeds.shape == (2, 4, 12) and not batch.prompt_embeds[0, 2:].any()
+
+
+def test_windows_that_cannot_be_read_are_left_out_and_counted(folder, caplog):
+    (folder / "3.safetensors").write_bytes(b"nothing")
+    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
+    assert (source.num_windows, source.num_skipped) == (9, 1) and "3.safetensors" in caplog.text
+    with pytest.raises(CheckpointError, match="delete it and precompute again"):
+        read_entry(folder / "3.safetensors")
+
+
+def test_windows_of_two_encoders_do_not_mix(folder):
+    save_window(folder / "x.safetensors", some_window(1), fingerprint="f", model="another")
+    with pytest.raises(ConfigError, match="different encoders"):
+        WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
+
+
+def test_a_share_of_clips_that_are_not_there_is_refused(folder):
+    only_past = [path for path in find_windows([folder]) if path.stem < "7"]
+    with pytest.raises(ConfigError, match="asks for first clips, and there are none"):
+        WindowBatches(only_past, batch_size=2, first_clip=0.3, seed=1)
+    WindowBatches(only_past, batch_size=2, first_clip=0.0, seed=1)
+
+
+def test_in_silent_clips_nothing_is_heard_but_a_hiss():
+    silent, spoken = (find_footage(replace(CONFIG, num_videos=25))[i].open().sound for i in (24, 23))
+    loud, quiet = (np.abs(sound.read(0, 16_000)).max() for sound in (spoken, silent))
+    assert 0 < quiet < 0.01 < 0.1 < loud
+
+
+def test_windows_encoded_together_are_those_encoded_alone(windows, encoders, tmp_path):
+    alone, items, config = windows["continuing"]
+    together = replace(config, windows=tmp_path, encode_batch=2)
+    precompute(items, encoders, together)
+    for path, window in zip(find_windows([tmp_path]), alone, strict=True):
+        torch.testing.assert_close(load_window(path).latents, window.latents, atol=4e-3, rtol=0)
