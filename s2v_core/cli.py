@@ -234,9 +234,9 @@ def follow(pipeline: WanS2VPipeline, request: Request, plan: JobPlan, *, is_quie
         return pipeline.run(request, progress=progress)
     except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(f"stopped; {kept(plan)}") from error
-    except BAD_REQUEST:
+    except S2VError:
         raise
-    except Exception as error:
+    except Exception as error:   # one that no room has put into words
         raise OutputError(f"{sentence(error)}; {kept(plan)}") from error
     finally:
         progress.close()

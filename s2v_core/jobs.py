@@ -112,7 +112,7 @@ def _refuse_shared(jobs: Sequence[Job], name: str, paths: Sequence[Path | None])
 def make_job(values: Mapping[str, object], where: str = "") -> Job:
     """A job from checked option values; options of other scopes are left alone.
 
-    Raises: ConfigError when picture, sound or output is missing, or the output would overwrite one of them.
+    Raises: ConfigError when picture, sound or output is missing, or the output is no .mp4 or one of them.
     """
     said = {name: value for name, value in values.items() if OPTIONS[name].scope == JOB and value is not None}
     missing = [f"--{name}" for name in ("image", "audio", "output") if name not in said]
@@ -121,6 +121,8 @@ def make_job(values: Mapping[str, object], where: str = "") -> Job:
     for name in ("image", "audio", "pose-video"):
         if name in said and said[name].resolve() == said["output"].resolve():
             raise ConfigError(f"output {said['output']} would overwrite the {name} that it is made from")
+    if said["output"].suffix.lower() != ".mp4":
+        raise ConfigError(f"output must be named .mp4, got {said['output']}")
     settings = {OPTIONS[name].target: value for name, value in said.items()}
     if isinstance(settings.get("size"), int):   # given by name: the picture decides the shape
         settings["max_area"] = settings.pop("size")

@@ -32,7 +32,9 @@ DOORS: dict[str, set[str]] = {
         "types", "request", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser",
         "video", "media", "parallel", "components",
     },
-    "training": {"types", "ops", "models", "parallel", "checkpoints", "conditioning", "sampling.sigmas", "placement"},
+    "training": {
+        "types", "ops", "models", "parallel", "checkpoints", "conditioning", "sampling.sigmas", "placement", "media",
+    },
     "options": set(),
     "jobs": {"options", "request"},
     "progress": set(),

@@ -98,7 +98,7 @@ def test_quiet_leaves_only_the_result(pipeline, capsys):
         ([*JOB, "--frames", "0"], "num_frames must be 1 or more, got 0"),
         ([*JOB, "--seed", "-1"], "seed must be 0 or more"),
         ([*JOB, "--shift", "0"], "shift must be above 0, got 0"),
-        ([*JOB, "--guidance", "-2"], "guidance must be 0 or more"),
+        ([*JOB, "--guidance", "-2"], "guidance must be 1 or more"),
         ([*JOB, "--size", "833x481"], "833x481; try 832x480"),
         ([*JOB, "--size", "0x0"], "at least 64, got 0x0"),
         ([*JOB, "--size", "wide"], "size must be WIDTHxHEIGHT in pixels or one of 480p, 720p; got 'wide'"),
@@ -109,6 +109,7 @@ def test_quiet_leaves_only_the_result(pipeline, capsys):
         ([*JOB, "--attention", "slow"], "attention must be one of auto, sdpa, flash, sage; got 'slow'"),
         ([*JOB, "--lora", "a.safetensors:strong"], "must be a number, got 'strong'"),
         ([*JOB, "-o", "speech.wav"], "output speech.wav would overwrite the audio that it is made from"),
+        ([*JOB, "-o", "talk.avi"], "output must be named .mp4, got talk.avi"),
         ([*JOB, "--config", "none.yaml"], "cannot read none.yaml: No such file or directory"),
         ([*JOB, "--batch", "none.jsonl"], "cannot read none.jsonl: No such file or directory"),
     ],
@@ -133,7 +134,7 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     "error, says",
     [
-        (OutputError("no space left on the disk of talk.mp4"), "no space left on the disk of talk.mp4"),
+        (OutputError("the disk of talk.mp4 is full"), "wan-s2v: the disk of talk.mp4 is full\n"),
         (MemoryError(), "out of memory: try a smaller --size"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory: try a smaller --size"),
         (OSError(28, "No space left on device", "x.mp4"), "No space left on device: x.mp4; run again with --debug"),
@@ -147,7 +148,7 @@ def test_work_that_fails_is_exit_code_1_without_a_traceback(capsys, error, says)
 
 
 def test_a_failure_says_where_finished_clips_are_only_when_there_are_any(tmp_path, capsys):
-    pipeline = Pipeline(run_errors={"talk.mp4": OutputError("disk full")})
+    pipeline = Pipeline(run_errors={"talk.mp4": MemoryError()})
     assert "; nothing was finished yet" in run(pipeline, capsys, *JOB, "--take", tmp_path / "none")[2]
     (tmp_path / "Kept").mkdir()
     _, _, err = run(pipeline, capsys, *JOB, "--take", tmp_path / "Kept")
