@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..ops.quantized import QuantizedLinear
+from ..ops.quantized import QuantizedEmbedding, QuantizedLinear
 from . import keymaps
 from .files import DTYPES, StoredTensor, WeightFile, open_weights
 
 Model = TypeVar("Model", bound=nn.Module)
 
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_LARGE_TABLE = 4096   # rows from which an embedding stays packed: a vocabulary, of which a prompt needs a few
 _MIXED_PRECISION = ("transformer",)   # whose layers bring weights to their input's dtype; the others need one dtype
 _WANTED = {
     "transformer": "the Wan2.2-S2V transformer (the official shards, or a wan2.2_s2v_14B file)",
@@ -156,21 +157,25 @@ def load_into(
     """
     slots = model.state_dict(keep_vars=True)
     _check_fit(slots, tensors, path, type(model).__name__)
-    placed: dict[int, Tensor] = {}   # by the tensor replaced: names that shared it share the new one
+    parents = _parents(model)
+    placed: dict[int, Tensor | None] = {}   # by the tensor replaced: names that shared it share the new one
     for name, old in slots.items():
         if name not in tensors:
             continue
         stored = tensors[name]
         module, leaf = _owner(model, name)
-        if stored.is_packed and leaf == "weight" and isinstance(module, nn.Linear):
-            _swap_linear(model, name, module, stored, device)
+        packed = _packed_layer(module, leaf, stored, dtype, device)
+        if packed is not None:
+            for parent, child in parents[id(module)]:
+                setattr(parent, child, packed.train(module.training))
+            placed[id(old)] = None   # other names of this weight lead to the same layer
             continue
         tensor = stored.dense(_dtype_for(module, leaf, stored, dtype, keep_float32)).to(device)
         if old.is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(f"{path} stores {name} as {stored.format}, whole numbers where fractions are needed")
         placed[id(old)] = _put(module, leaf, tensor)
     for name, old in slots.items():
-        if name not in tensors:
+        if name not in tensors and placed[id(old)] is not None:
             setattr(*_owner(model, name), placed[id(old)])
     left = [name for name, tensor in _all_tensors(model) if tensor.is_meta]
     assert not left, f"weights without numbers: {left[:5]}"
@@ -204,20 +209,28 @@ def _dtype_for(
     return torch.promote_types(own, dtype)
 
 
-def _swap_linear(
-    model: nn.Module, name: str, linear: nn.Linear, stored: StoredTensor, device: torch.device | str
-) -> None:
-    """Put a layer that keeps its weight packed where a Linear was; the bias is the Linear's own."""
+def _parents(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Where each module hangs, by its id: some hang in two places."""
+    places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            places[id(child)].append((parent, name))
+    return places
+
+
+def _packed_layer(
+    module: nn.Module, leaf: str, stored: StoredTensor, dtype: torch.dtype | None, device: torch.device | str
+) -> nn.Module | None:
+    """A layer that keeps this weight packed, where there is one; a Linear's bias stays its own."""
+    if not stored.is_packed or leaf != "weight" or not isinstance(module, nn.Linear | nn.Embedding):
+        return None
     scale = stored.read_scale()
-    packed = QuantizedLinear(
-        stored.read().to(device),
-        stored.format,
-        scale=None if scale is None else scale.to(device),
-        bias=linear.bias,
-    )
-    packed.train(linear.training)
-    parent, _, child = name.removesuffix(".weight").rpartition(".")
-    setattr(model.get_submodule(parent), child, packed)
+    scale = None if scale is None else scale.to(device)
+    if isinstance(module, nn.Linear):
+        return QuantizedLinear(stored.read().to(device), stored.format, scale=scale, bias=module.bias)
+    if stored.shape[0] < _LARGE_TABLE:
+        return None
+    return QuantizedEmbedding(stored.read().to(device), stored.format, scale=scale, dtype=dtype or torch.bfloat16)
 
 
 # ---- does it fit? ----------------------------------------------------------------------------------------------------

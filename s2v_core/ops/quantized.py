@@ -1,4 +1,4 @@
-"""Linear layers whose weights stay packed (fp8, GGUF blocks) and are unpacked for one product at a time.
+"""Layers whose weights stay packed (fp8, GGUF blocks) and are unpacked for one use at a time.
 
 Knows how bytes become numbers; not where the bytes came from.
 """
@@ -183,6 +183,11 @@ def unpack(
     return out
 
 
+def _as_bits(scale: Tensor | None) -> Tensor | None:
+    """float32 under an integer dtype: a cast of the module would round the scale."""
+    return None if scale is None else scale.float().view(torch.int32)
+
+
 class QuantizedLinear(nn.Module):
     """y = x W^T + b with W kept packed: it takes its packed size in memory, and W exists for one call.
 
@@ -203,8 +208,7 @@ class QuantizedLinear(nn.Module):
         self.out_features = packed.shape[0]
         self.in_features = packed.shape[1] // form.num_bytes * form.num_values
         self.register_buffer("packed", packed)
-        # float32 bits under an integer dtype: a cast of the module would round the scale
-        self.register_buffer("scale_bits", None if scale is None else scale.float().view(torch.int32))
+        self.register_buffer("scale_bits", _as_bits(scale))
         self.register_parameter("bias", bias)
         self.register_parameter("weight", None)   # transformers' umT5 looks at `layer.weight`
 
@@ -220,3 +224,33 @@ class QuantizedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, packed as {self.packed_format}"
+
+
+class QuantizedEmbedding(nn.Module):
+    """A table kept packed: only the rows that are looked up are unpacked.
+
+    Args:
+        packed: uint8 [num_embeddings, bytes].
+        packed_format: a name in PACKED_FORMATS.
+        scale: float32, one number or [num_embeddings, 1], or None.
+        dtype: of the rows handed out; casts of the module do not change it.
+    """
+
+    def __init__(self, packed: Tensor, packed_format: str, *, scale: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed_format = packed_format
+        self.dtype = dtype
+        self.register_buffer("weight", packed)   # by this name: callers ask a table's weight where it is
+        self.register_buffer("scale_bits", _as_bits(scale))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Indices of any shape -> [..., embedding_dim]."""
+        rows = input.flatten()
+        scale = None if self.scale_bits is None else self.scale_bits.view(torch.float32)
+        if scale is not None and scale.dim() == 2:
+            scale = scale[rows]
+        values = unpack(self.weight[rows], self.packed_format, scale=scale, dtype=self.dtype)
+        return values.view(*input.shape, -1)
+
+    def extra_repr(self) -> str:
+        return f"num_embeddings={len(self.weight)}, packed as {self.packed_format}"

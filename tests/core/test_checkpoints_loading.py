@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from s2v_core.checkpoints import loading
 from s2v_core.checkpoints.files import open_weights
-from s2v_core.checkpoints.loading import load_into, load_model, main_dtype, read_component
+from s2v_core.checkpoints.loading import fold_scales, load_into, load_model, main_dtype, read_component
 from s2v_core.errors import CheckpointError
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.models.sound_encoder import SoundEncoder
 from s2v_core.models.text_encoder import build_text_encoder
 from s2v_core.models.vae import WanVAE
-from s2v_core.ops.quantized import QuantizedLinear
+from s2v_core.ops.quantized import QuantizedEmbedding, QuantizedLinear
 
 from . import checkpoints_tiny as tiny
 
@@ -103,8 +104,6 @@ def test_packed_table_is_unpacked_on_loading(tmp_path):
 
     values = torch.randn(3, 8).to(torch.float8_e4m3fn)
     save_file({"table.weight": values, "table.scale_weight": torch.tensor(2.0)}, tmp_path / "x.safetensors")
-    from s2v_core.checkpoints.loading import fold_scales
-
     model = Table()
     load_into(model, fold_scales(open_weights(tmp_path / "x.safetensors")), path=tmp_path, dtype=torch.float32)
     assert torch.equal(model.table.weight, values.float() * 2)
@@ -210,6 +209,18 @@ def test_text_encoder_in_fp8_with_mixed_precision_runs(tmp_path):
     for name, parameter in exact.named_parameters():
         parameter.data = meant[name].float()
     assert (text_states(model) - text_states(exact)).abs().max() < 0.05 * text_states(exact).abs().max()
+
+
+@pytest.mark.parametrize("save", [tiny.save_fp8_scaled, tiny.save_gguf])
+def test_vocabulary_stays_packed_under_both_its_names(tmp_path, monkeypatch, save):
+    monkeypatch.setattr(loading, "_LARGE_TABLE", tiny.TEXT.vocab_size)
+    meant = save(tmp_path / "x", tiny.text_weights())
+    model = load_text(tmp_path / "x", torch.float32)
+    assert isinstance(model.shared, QuantizedEmbedding) and model.shared is model.encoder.embed_tokens
+    exact = build_text_encoder(tiny.TEXT)
+    for name, parameter in exact.named_parameters():
+        parameter.data = meant[name].float()
+    assert torch.equal(text_states(model), text_states(exact))
 
 
 def test_text_encoder_in_gguf_spelling(tmp_path):

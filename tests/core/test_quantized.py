@@ -13,7 +13,7 @@ from torch import nn
 
 from s2v_core.errors import ConfigError
 from s2v_core.ops import quantized
-from s2v_core.ops.quantized import PACKED_FORMATS, QuantizedLinear, unpack
+from s2v_core.ops.quantized import PACKED_FORMATS, QuantizedEmbedding, QuantizedLinear, unpack
 
 GGUF_FORMATS = [name for name in PACKED_FORMATS if name.startswith("Q")]
 
@@ -124,3 +124,12 @@ def test_gradients_reach_the_input():
     x = torch.randn(2, 8, requires_grad=True)
     layer(x).sum().backward()
     assert torch.allclose(x.grad, weight.sum(0).expand(2, 8))
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor(0.5), torch.arange(1.0, 7.0).view(6, 1)])
+def test_table_unpacks_the_rows_that_are_looked_up(scale):
+    packed = random_blocks("Q8_0", rows=6, blocks_per_row=1)
+    table = QuantizedEmbedding(packed, "Q8_0", scale=scale, dtype=torch.bfloat16).half()
+    whole = unpack(packed, "Q8_0", scale=scale, dtype=torch.bfloat16)
+    ids = torch.tensor([[5, 0, 0], [2, 3, 5]])
+    assert torch.equal(table(ids), whole[ids]) and table.weight.dtype == torch.uint8
