@@ -21,8 +21,8 @@ from ..errors import ShapeError
 HOP = SAMPLE_RATE // FEATURE_RATE   # samples from one hidden state to the next
 WINDOW = 400                        # samples that one hidden state sees, before the transformer mixes them
 CHUNK = 40 * FEATURE_RATE           # hidden states kept of one encoding of a long sound
-CONTEXT = 10 * FEATURE_RATE         # further ones encoded on each side and dropped
-WHOLE = CHUNK + 2 * CONTEXT         # up to here a sound is encoded in one go, as the reference does
+CONTEXT = 10 * FEATURE_RATE         # further ones encoded on each side and dropped (at the sound's ends: on one side)
+WHOLE = CHUNK + 2 * CONTEXT         # encoded at a time; up to here that is the whole sound, as in the reference
 MAX_CHUNKS = 2                      # kept at a time: a clip lies in one or two
 SILENCE_SECONDS = 2
 
@@ -109,7 +109,7 @@ class SoundFeatures:
     """The features of one sound at a video's fps: the `AudioFeatures` of the clip loop.
 
     Up to 60 s the sound is encoded whole, exactly as in the reference. A longer one is encoded in fixed stretches of
-    40 s with 10 s more on each side, which do not depend on what was asked for or in which order. A frame that begins
+    60 s, of which 40 s are kept; they do not depend on what was asked for or in which order. A frame that begins
     before the sound ends hears it: the last feature is held where the reference's rounding has run out of them.
     Frames before 0 and after the end hear silence: the hidden states of zeros, averaged.
     """
@@ -165,9 +165,8 @@ class SoundFeatures:
         return self._chunks[chunk]
 
     def _encode_chunk(self, chunk: int) -> Tensor:
-        first, last = 0, self._num_states
-        if self._num_states > WHOLE:
-            first, last = max(0, chunk * CHUNK - CONTEXT), min(last, (chunk + 1) * CHUNK + CONTEXT)
+        first = max(0, min(chunk * CHUNK - CONTEXT, self._num_states - WHOLE))
+        last = min(first + WHOLE, self._num_states)
         states = self._states(read_normalised(self._sound, first * HOP, (last - 1) * HOP + WINDOW))
         frames = slice(*self._frames_of(chunk))
         lower, weight = (x[frames].to(states.device) for x in (self._lower - first, self._weight))
