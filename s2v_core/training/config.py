@@ -196,6 +196,7 @@ class TrainConfig:
     name: str
     model: ModelSource = field(default_factory=ModelSource)
     precompute: PrecomputeConfig = field(default_factory=PrecomputeConfig)
+    precompute_validation: PrecomputeConfig = field(default_factory=PrecomputeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -17,7 +17,7 @@ CONFIG = TransformerConfig(
     num_audio_layers=3, num_audio_tokens=2, audio_inject_layers=(0, 1),
 )  # fmt: skip
 TEXT = TextEncoderConfig(
-    vocab_size=259, dim=12, attention_dim=12, ffn_dim=16, num_heads=2, num_layers=1, tokenizer="bytes"
+    vocab_size=259, dim=12, attention_dim=12, ffn_dim=16, num_heads=2, num_layers=2, tokenizer="bytes"
 )
 T, H, W = 2, 8, 8
 

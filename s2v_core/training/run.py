@@ -1,0 +1,255 @@
+"""A training run from its settings to exported weights: resumed where it stopped, logged, saved, measured.
+
+Knows the order of things and the files of a run; steps are the trainer's business.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import ConfigError, Interrupted, OutputError
+from .checkpoint import load_newest, save_checkpoint
+from .config import TrainConfig
+from .dataset import WindowBatches
+from .export import export_student
+from .precompute import find_windows
+from .setup import build_student
+from .trainer import StepReport, Trainer
+from .validate import validation_losses
+
+log = logging.getLogger(__name__)
+
+LOG_FILE, CHECKPOINTS, EXPORT = "log.jsonl", "checkpoints", "export"
+
+
+class Progress(Protocol):
+    """Who is told how far a run is."""
+
+    def started(self, step: int, steps: int) -> None: ...
+    def stepped(self, report: StepReport) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """A finished run."""
+
+    steps: int
+    exported: tuple[Path, ...]
+    last_loss: float | None   # None when there was nothing left to do
+
+
+def make_trainer(config: TrainConfig, *, device: torch.device) -> Trainer:
+    """A trainer that stands where the run's newest checkpoint stands, or at its start.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    source = WindowBatches(
+        find_windows(config.data.windows),
+        batch_size=config.data.batch_size,
+        first_clip=config.data.first_clip,
+        seed=config.run.seed,
+    )
+    trainer = Trainer(
+        build_student(config, device=device),
+        source,
+        objective=config.objective,
+        optimizer=config.optimizer,
+        steps=config.run.steps,
+        seed=config.run.seed,
+        accumulate=config.data.accumulate,
+        device=device,
+    )
+    saved = load_newest(config.run.output / CHECKPOINTS)
+    if saved is not None:
+        _warn_of_changes(json.loads(saved["config"]), _plain(config))
+        trainer.load_state_dict(saved["trainer"])
+    return trainer
+
+
+def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> RunResult:
+    """Run, or go on with, a training run to its last step, and export its weights.
+
+    SIGTERM and Ctrl-C let the step at hand finish and be saved.
+
+    Raises: Interrupted when it was asked to stop; OutputError for a loss that is no number, or a full disk.
+    """
+    trainer = make_trainer(config, device=device)
+    run = config.run
+    report = None
+    with _RunLog(run.output, trainer.step, config) as run_log, _asked_to_stop() as stop:
+        progress.started(trainer.step, run.steps)
+        try:
+            while trainer.step < run.steps:
+                report = trainer.train_step()
+                progress.stepped(report)
+                if report.step % run.log_every == 0:
+                    run_log.write(_entry(report))
+                if run.validate_every and report.step % run.validate_every == 0:
+                    run_log.write({"step": report.step, "validation": validate(trainer, config)})
+                if report.step % run.save_every == 0 or report.step == run.steps or stop():
+                    save(trainer, config)
+                if stop() and report.step < run.steps:
+                    raise Interrupted(f"stopped; step {report.step} is saved, and the same command goes on there")
+        finally:
+            progress.close()
+    return RunResult(
+        steps=trainer.step,
+        exported=tuple(export(trainer, run.output / EXPORT)),
+        last_loss=None if report is None else report.loss,
+    )
+
+
+def save(trainer: Trainer, config: TrainConfig) -> Path:
+    state = {"trainer": trainer.state_dict(), "config": json.dumps(_plain(config))}
+    return save_checkpoint(config.run.output / CHECKPOINTS, trainer.step, state, keep=config.run.keep)
+
+
+def export(trainer: Trainer, folder: Path) -> list[Path]:
+    """The weights to use: the averaged ones where an average is kept."""
+    with trainer.averaged() as student:
+        return export_student(student, folder)
+
+
+def validate(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
+    """The averaged weights on the validation windows."""
+    source = WindowBatches(
+        find_windows(config.data.validation),
+        batch_size=config.data.batch_size,
+        first_clip=config.data.first_clip,
+        seed=0,
+    )
+    with trainer.averaged() as student:
+        return validation_losses(
+            student,
+            source,
+            num_batches=config.run.validation_batches,
+            objective=config.objective,
+            device=trainer.device,
+        )
+
+
+def _entry(report: StepReport) -> dict[str, Any]:
+    return {
+        "step": report.step,
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "learning_rate": report.learning_rate,
+        "samples_per_second": round(report.num_samples / report.seconds, 3),
+        "tokens_per_second": round(report.num_tokens / report.seconds, 1),
+        "seconds": round(report.seconds, 4),
+    }
+
+
+class _RunLog:
+    """One JSON object a line; and the trackers that were asked for.
+
+    Lines of steps after the one that the run goes on from are dropped: they are about to be made again.
+    """
+
+    def __init__(self, folder: Path, step: int, config: TrainConfig) -> None:
+        self.path = folder / LOG_FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            os.replace(partial, self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written ({error.strerror}); choose another output") from error
+        self._track = _trackers(config)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written ({error.strerror}); free space, then resume") from error
+        self._track(entry)
+
+    def __enter__(self) -> _RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """Of a log line; a line that was cut off when the run was killed counts as not made yet."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _trackers(config: TrainConfig) -> Callable[[Mapping[str, Any]], None]:
+    """TensorBoard, Weights & Biases and their like, through accelerate."""
+    if not config.run.trackers:
+        return lambda entry: None
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise ConfigError("trackers need the package accelerate: install wan-s2v[train]") from None
+    accelerator = Accelerator(log_with=list(config.run.trackers), project_dir=config.run.output, cpu=True)
+    if not accelerator.log_with:
+        raise ConfigError(f"none of the trackers {', '.join(config.run.trackers)} is installed")
+    accelerator.init_trackers(config.name)
+
+    def track(entry: Mapping[str, Any]) -> None:
+        values = {name: value for name, value in entry.items() if isinstance(value, float)}
+        values |= {f"validation/{sigma}": loss for sigma, loss in entry.get("validation", {}).items()}
+        accelerator.log(values, step=entry["step"])
+
+    return track
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGINT has come; a second one acts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+        log.info("finishing the step, then saving")
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def _warn_of_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Settings that change what the next steps do; where a run is kept and how it is logged do not."""
+    changes = []
+    for part in ("model", "data", "objective", "optimizer"):
+        changes += [(f"{part}: {name}", saved[part].get(name), value) for name, value in now[part].items()]
+    changes += [(f"run: {name}", saved["run"].get(name), now["run"][name]) for name in ("steps", "seed")]
+    for name, before, value in changes:
+        if before != value:
+            log.warning("%s was %s when the run was saved, now it is %s", name, before, value)

@@ -1,0 +1,114 @@
+"""A run's student: built, given the weights it starts from, and told which of them learn.
+
+Knows configs and weight files; not data, steps or outputs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import keymaps
+from ..checkpoints.files import open_weights
+from ..checkpoints.loading import fold_scales, load_into, read_component
+from ..checkpoints.official import read_model_config
+from ..conditioning.text import byte_tokenizer
+from ..config import WAN_S2V_14B, ModelConfig
+from ..errors import CheckpointError, ConfigError
+from ..models.dit import WanS2VTransformer
+from ..models.text_encoder import build_text_encoder
+from .config import TrainConfig
+from .initialise import add_nothing_yet, initialise
+from .student import PromptEncoder, Student, checkpoint_blocks, compile_blocks
+from .windows import load_empty_prompt
+
+SHARED = ("blocks.", "patch_embedding.", "text_embedding.", "time_embedding.", "time_projection.", "head.")
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def model_config(config: TrainConfig) -> ModelConfig:
+    return WAN_S2V_14B if config.model.config is None else read_model_config(config.model.config)
+
+
+def build_student(config: TrainConfig, *, device: torch.device) -> Student:
+    """The student of a run, before its first step.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    source, settings = config.model, model_config(config)
+    transformer = build_transformer(settings, source.weights, seed=config.run.seed).to(device)
+    transformer.compute_dtype = COMPUTE_DTYPES[source.compute_dtype]
+    if source.checkpoint_blocks:
+        checkpoint_blocks(transformer)
+    if source.compile_blocks:
+        compile_blocks(transformer)
+    if source.text_encoder == "trained":
+        prompts = build_prompts(settings, seed=config.run.seed)
+        student = Student(transformer, negative="", prompts=prompts)
+    else:
+        if not config.data.windows:
+            raise ConfigError("data: windows names no folder to learn from")
+        student = Student(transformer, negative=load_empty_prompt(config.data.windows[0]))
+    student.choose_trained(source.trained)
+    return student
+
+
+def build_transformer(settings: ModelConfig, weights: Path | None, *, seed: int) -> WanS2VTransformer:
+    """The transformer in float32: of S2V weights, on top of Wan text-to-video weights, or fresh.
+
+    Raises: CheckpointError for weights of something else.
+    """
+    model = WanS2VTransformer(settings.transformer)
+    if weights is None:
+        initialise(model, seed=seed)
+        return model
+    kind, _ = keymaps.identify(open_weights(weights).tensors)
+    if kind.component == "transformer":
+        load_into(model, read_component(weights, "transformer"), path=weights, dtype=torch.float32)
+    elif _is_text_to_video(kind):
+        initialise(model, seed=seed)
+        add_nothing_yet(model)
+        take_text_to_video(model, weights)
+    else:
+        raise CheckpointError(f"{weights} is {kind.title}; training starts from S2V or Wan text-to-video weights")
+    return model.train()
+
+
+@torch.no_grad()
+def take_text_to_video(model: WanS2VTransformer, path: Path) -> None:
+    """Copy what a Wan text-to-video model shares with S2V; what it lacks is left as it is.
+
+    Raises: CheckpointError when a block has no weights there, or a shape differs.
+    """
+    file = open_weights(path)
+    _, prefix = keymaps.identify(file.tensors)
+    tensors = {name.removeprefix(prefix): stored for name, stored in fold_scales(file).items()}
+    for name, parameter in model.named_parameters():
+        stored = tensors.get(name)
+        if stored is None and name.startswith(SHARED):
+            raise CheckpointError(f"{path} lacks {name}: it is incomplete, or of a smaller model than the config")
+        if stored is None:
+            continue
+        if tuple(stored.shape) != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{path} has {name} of shape {list(stored.shape)} where the config asks for {list(parameter.shape)}"
+            )
+        parameter.copy_(stored.dense(torch.float32))
+
+
+def _is_text_to_video(kind: keymaps.Kind) -> bool:
+    return "text-to-video" in kind.title
+
+
+def build_prompts(settings: ModelConfig, *, seed: int) -> PromptEncoder:
+    """A fresh text encoder that learns. Only the byte vocabulary is small enough to be learnt from nothing."""
+    if settings.text_encoder.tokenizer != "bytes":
+        raise ConfigError(
+            f"text_encoder: trained needs a model with the byte tokenizer, {settings.name} has "
+            f"{settings.text_encoder.tokenizer}; use text_encoder: frozen"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build_text_encoder(settings.text_encoder)
+    return PromptEncoder(encoder, byte_tokenizer, max_tokens=settings.transformer.text_len)

@@ -1,0 +1,346 @@
+"""Whole runs: settings, logs, checkpoints, resuming after a kill, exporting, and what people are told."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from s2v_core.checkpoints.loading import load_model
+from s2v_core.config import ModelConfig
+from s2v_core.errors import CheckpointError, ConfigError, Interrupted, OutputError
+from s2v_core.models.dit import WanS2VTransformer
+from s2v_core.models.text_encoder import build_text_encoder
+from s2v_core.train import main
+from s2v_core.training.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
+from s2v_core.training.command import TrainProgress
+from s2v_core.training.config import TrainConfig, from_settings, read_train_config
+from s2v_core.training.run import export, make_trainer, train
+from s2v_core.training.setup import build_transformer
+from s2v_core.training.trainer import StepReport
+from s2v_core.training.windows import save_window
+
+from .test_windows import some_window
+from .tiny import CONFIG, TEXT, tiny_transformer
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+class Silent:
+    def started(self, step, steps):
+        pass
+
+    def stepped(self, report):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A run of 8 steps over 8 small windows, as YAML would hold it."""
+    model = ModelConfig(name="tiny", transformer=CONFIG, text_encoder=TEXT)
+    (tmp_path / "model.json").write_text(json.dumps(asdict(model)))
+    for seed in range(8):
+        window = replace(some_window(seed, motion=seed < 5), prompt_embeds=None)
+        save_window(tmp_path / "windows" / f"{seed}.safetensors", window, fingerprint="f", model="m")
+    return {
+        "name": "tiny",
+        "model": {"config": str(tmp_path / "model.json"), "text_encoder": "trained"},
+        "data": {"windows": [str(tmp_path / "windows")], "validation": [str(tmp_path / "windows")], "batch_size": 2},
+        "optimizer": {"learning_rate": "1e-3", "warmup_steps": 3, "decay_fraction": 0.5, "ema": 0.9},
+        "run": {"output": str(tmp_path / "out"), "steps": 8, "seed": 3, "save_every": 3, "keep": 2},
+    }
+
+
+def config_of(settings, **run):
+    return from_settings(TrainConfig, {**settings, "run": {**settings["run"], **run}}, "test")
+
+
+def losses(output):
+    entries = [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"optimiser": {}}, "sets optimiser, which is not a setting; did you mean optimizer?"),
+        ({"run": {"setps": 3}}, "run sets setps, which is not a setting; did you mean steps?"),
+        ({"run": {"steps": "many"}}, "steps must be a whole number, got 'many'"),
+        ({"run": {"steps": True}}, "steps must be a whole number, got True"),
+        ({"run": {"steps": 0}}, "steps must be 1 or more, got 0"),
+        ({"objective": {"drop_sound": 2}}, "drop_sound is a probability, 0 to 1; got 2"),
+        ({"objective": {"sigma_sampling": "normal"}}, "one of logit-normal, uniform; got 'normal'"),
+        ({"optimizer": {"betas": 3}}, "betas is a list, got 3"),
+        ({"model": "14B"}, "model holds settings of its own, got '14B'"),
+        ({"precompute": {"clip_frames": 81}}, "clip_frames is a multiple of 4"),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_was_meant(tmp_path, changes, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", **changes}))
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        read_train_config(path)
+
+
+def test_settings_without_a_name_files_that_are_missing_and_text_that_is_no_yaml_are_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_train_config(path)
+    for text, message in (("run: {}", "lacks name"), ("a: [", "is not YAML"), ("- 1", "describes no training run")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_train_config(path)
+
+
+def test_every_shipped_recipe_can_be_read():
+    shipped = sorted((ROOT / "configs").rglob("transformer.yaml")) + sorted((ROOT / "configs").glob("stage*.yaml"))
+    assert shipped
+    for path in shipped:
+        assert read_train_config(path).name
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_logs_every_step_keeps_the_newest_checkpoints_and_exports(settings, tmp_path):
+    result = train(config_of(settings, validate_every=4, validation_batches=2), device=CPU, progress=Silent())
+    assert result.steps == 8 and list(losses(tmp_path / "out")) == list(range(1, 9))
+    assert [path.name for path in checkpoints(tmp_path / "out/checkpoints")] == [
+        "step-00000006.checkpoint", "step-00000008.checkpoint"
+    ]  # fmt: skip
+    entries = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    measured = [entry["validation"] for entry in entries if "validation" in entry]
+    assert len(measured) == 2 and set(measured[0]) == {"0.2", "0.5", "0.8", "0.95", "mean"}
+    assert measured[0] != measured[1]
+
+
+def test_exported_files_load_as_models_and_hold_the_averaged_weights(settings, tmp_path):
+    config = config_of(settings)
+    train(config, device=CPU, progress=Silent())
+    out = tmp_path / "out/export"
+    model = load_model(out / "transformer.safetensors", "transformer", lambda: WanS2VTransformer(CONFIG))
+    text = load_model(out / "text_encoder.safetensors", "text_encoder", lambda: build_text_encoder(TEXT))
+    average = make_trainer(config, device=CPU).average.weights
+    for name, weights in model.state_dict().items():
+        torch.testing.assert_close(weights.float(), average[f"transformer.{name}"], atol=0, rtol=4e-3)
+    for name, weights in text.named_parameters():
+        assert torch.equal(weights, average[f"prompts.encoder.{name}"])
+    assert model.patch_embedding.weight.dtype == torch.bfloat16 and model.patch_embedding.bias.dtype == torch.float32
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changed(settings, tmp_path, caplog):
+    train(config_of(settings, steps=4), device=CPU, progress=Silent())
+    train(config_of(settings, steps=6), device=CPU, progress=Silent())
+    assert list(losses(tmp_path / "out")) == list(range(1, 7))
+    assert "run: steps was 4 when the run was saved, now it is 6" in caplog.text
+
+
+def test_the_same_settings_give_the_same_losses_bit_for_bit(settings, tmp_path):
+    for name in ("one", "two"):
+        train(config_of(settings, output=str(tmp_path / name)), device=CPU, progress=Silent())
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+
+
+def start(folder, settings, output):
+    path = folder / f"{Path(output).name}.yaml"
+    path.write_text(yaml.safe_dump({**settings, "run": {**settings["run"], "output": str(output), "steps": 40}}))
+    return subprocess.Popen(
+        [sys.executable, "-m", "s2v_core.train", "--config", str(path), "--quiet", "--device", "cpu"],
+        cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for_step(process, output, step):
+    log = Path(output) / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.read_bytes().count(b"\n") >= step:
+            return
+        time.sleep(0.005)
+    assert process.poll() == 0, "the run neither reached the step nor finished"
+
+
+def test_a_run_killed_five_times_at_random_steps_ends_with_the_losses_of_one_that_was_not(settings, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(tmp_path, settings, whole).wait(300) == 0
+    dice, kills = random.Random(7), 0
+    for step in sorted(dice.sample(range(4, 38), 5)):
+        process = start(tmp_path, settings, killed)
+        wait_for_step(process, killed, step)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert start(tmp_path, settings, killed).wait(300) == 0
+    assert losses(killed) == losses(whole) and len(losses(whole)) == 40
+    assert kills == 5, "it was not killed as often as promised"
+
+
+def test_sigterm_saves_the_step_at_hand_and_says_how_to_go_on(settings, tmp_path):
+    process = start(tmp_path, settings, tmp_path / "out")
+    wait_for_step(process, tmp_path / "out", 2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    last = list(losses(tmp_path / "out"))[-1]
+    assert process.returncode == 130 and last < 40
+    assert f"step {last} is saved, and the same command goes on there" in said.decode()
+    assert load_newest(tmp_path / "out/checkpoints")["trainer"]["step"] == last
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_keeps_the_checkpoints_that_are_there(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, {"x": torch.ones(3)}, keep=2)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left.*earlier ones are kept"):
+        save_checkpoint(tmp_path, 2, {"x": torch.ones(3)}, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.checkpoint"]
+    assert torch.equal(load_newest(tmp_path)["x"], torch.ones(3))
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    path = save_checkpoint(tmp_path, 1, {"x": torch.ones(300)}, keep=2)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="step-00000001.checkpoint cannot be read"):
+        load_checkpoint(path)
+
+
+def test_windows_without_numbers_end_the_run_with_a_word(settings, tmp_path):
+    window = replace(some_window(0), prompt_embeds=None)
+    window.latents[:] = float("nan")
+    for path in (tmp_path / "windows").iterdir():
+        if path.stem < "5":
+            save_window(path, window, fingerprint="f", model="m")
+    with pytest.raises(OutputError, match="is nan"):
+        train(config_of(settings), device=CPU, progress=Silent())
+
+
+@pytest.mark.parametrize(
+    "part, changes, message",
+    [
+        ("data", {"windows": ["nowhere"]}, "nowhere holds no windows; write them with precompute first"),
+        ("model", {"text_encoder": "frozen"}, "lacks the embeds of the empty prompt"),
+        ("model", {"config": None}, "needs a model with the byte tokenizer"),
+        ("run", {"trackers": ["tensorboard"]}, "none of the trackers tensorboard is installed"),
+    ],
+)
+def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, monkeypatch, caplog, part, changes, message):
+    if changes == {"config": None}:
+        monkeypatch.setattr("s2v_core.training.setup.build_transformer", lambda *_, **__: tiny_transformer())
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**settings, part: {**settings[part], **changes}}))
+    assert main(["--config", str(path), "--quiet"]) == 2
+    assert message in caplog.text and "Traceback" not in caplog.text
+
+
+# ---- where weights come from ---------------------------------------------------------------------------------------
+
+
+def test_training_starts_from_s2v_weights(tmp_path):
+    model = tiny_transformer(seed=4)
+    save_file(model.state_dict(), tmp_path / "s2v.safetensors")
+    found = build_transformer(ModelConfig(name="t", transformer=CONFIG), tmp_path / "s2v.safetensors", seed=0)
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), model.parameters(), strict=True))
+    assert all(p.requires_grad for p in found.parameters())
+
+
+def test_training_starts_from_text_to_video_weights_with_silent_new_modules(tmp_path):
+    model = tiny_transformer(seed=4)
+    shared = ("blocks.", "patch_embedding.", "text_embedding.", "time_embedding.", "time_projection.", "head.")
+    weights = {name: p for name, p in model.state_dict().items() if name.startswith(shared)}
+    path = tmp_path / "t2v.safetensors"
+    save_file(weights, path)
+    settings = ModelConfig(name="t", transformer=CONFIG)
+    found = build_transformer(settings, path, seed=0).state_dict()
+    assert all(torch.equal(found[name], p) for name, p in weights.items())
+    assert not found["audio_injector.injector.0.o.weight"].any() and not found["cond_encoder.weight"].any()
+    del weights["blocks.1.ffn.2.weight"]
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match="lacks blocks.1.ffn.2.weight"):
+        build_transformer(settings, path, seed=0)
+
+
+def test_training_does_not_start_from_something_else(tmp_path):
+    save_file({"lm_head.weight": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="training starts from S2V or Wan text-to-video weights"):
+        build_transformer(ModelConfig(name="t", transformer=CONFIG), tmp_path / "x.safetensors", seed=0)
+
+
+# ---- what is said --------------------------------------------------------------------------------------------------
+
+
+def report(step, loss=2.0):
+    return StepReport(
+        step=step, loss=loss, grad_norm=1.0, learning_rate=1e-3, num_samples=4, num_tokens=1000, seconds=0.5
+    )
+
+
+def test_the_progress_line_tells_loss_speed_and_time_left():
+    now = [0.0]
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = TrainProgress(stream, clock=lambda: now[0])
+    progress.started(100, 200)
+    for step in range(101, 151):
+        now[0] += 0.5
+        progress.stepped(report(step))
+    progress.close()
+    line = stream.getvalue().split("\r\x1b[K")[-1]
+    assert "step 150/200" in line and "loss 2.0000" in line and "8.00 clips/s" in line
+    assert line.count("#") == 15
+
+
+def test_without_a_terminal_a_line_comes_now_and_then():
+    now = [0.0]
+    stream = io.StringIO()
+    progress = TrainProgress(stream, clock=lambda: now[0])
+    progress.started(0, 100)
+    for step in range(1, 101):
+        now[0] += 1.0
+        progress.stepped(report(step))
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4 and "step 30/100" in lines[0] and "1:10 left" in lines[0] and "step 100/100" in lines[-1]
+
+
+def test_export_writes_the_newest_checkpoint_without_training(settings, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**settings, "run": {**settings["run"], "steps": 3}}))
+    assert main(["--config", str(path), "--quiet"]) == 0
+    before = losses(tmp_path / "out")
+    for file in (tmp_path / "out/export").iterdir():
+        file.unlink()
+    assert main(["--config", str(path), "--export"]) == 0
+    assert (tmp_path / "out/export/transformer.safetensors").exists() and losses(tmp_path / "out") == before
+
+
+def test_a_stop_inside_a_run_is_an_interruption(settings, tmp_path):
+    class Impatient(Silent):
+        def stepped(self, report):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="step 1 is saved"):
+        train(config_of(settings), device=CPU, progress=Impatient())
+    assert export(make_trainer(config_of(settings), device=CPU), tmp_path / "e")
