@@ -73,8 +73,8 @@ class Sound:
 def open_sound(path: str | Path) -> Sound:
     """Decode the sound of a file once: any rate, channels and container that PyAV reads, also a video's sound track.
 
-    Channels are averaged, then resampled by soxr's HQ recipe in a stream: sample for sample what `librosa.load(sr=16000)`
-    gives. Samples that are not 16 kHz and finite never reach a reader.
+    Channels are averaged, then resampled by soxr's HQ recipe in a stream: sample for sample what librosa gives at
+    16 kHz. An edge of coder padding is cut where the file states its length.
 
     Raises: MediaError for a file that is missing, empty, no media, without sound, cut off or broken, and for sound that
         is too short, silent, or not finite; OutputError when the temporary folder cannot hold it.
@@ -214,7 +214,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         container = av.open(str(path), metadata_errors="ignore")   # a title in another encoding is no reason to fail
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(
-            f"{path} cannot be read as sound ({error.strerror}); give a sound file such as wav or mp3, or a video with sound"
+            f"{path} cannot be read as sound ({error.strerror}); "
+            "give a sound file such as wav or mp3, or a video with sound"
         ) from error
     with container:
         yield container
@@ -267,7 +268,8 @@ def _samples(frame: av.AudioFrame, path: Path) -> np.ndarray:
     try:
         values = frame.to_ndarray()
     except ValueError as error:
-        raise MediaError(f"{path} holds samples as {frame.format.name}, which is not read; convert it to wav") from error
+        form = frame.format.name
+        raise MediaError(f"{path} holds samples as {form}, which is not read; convert it to wav") from error
     if frame.format.is_packed:
         values = values.reshape(-1, len(frame.layout.channels)).T
     if values.dtype.kind == "u":

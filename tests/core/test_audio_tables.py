@@ -1,4 +1,4 @@
-"""The reference's tables of features and frames: what it computes, we compute, but for one feature of almost no sound."""
+"""The reference's tables of features and frames: we compute the same, but never no feature at all."""
 
 from __future__ import annotations
 
