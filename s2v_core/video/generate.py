@@ -84,7 +84,7 @@ def generate_clips(
         run.catch_up(plans[:first], past, decoder_reach)
     for plan in plans[first:]:
         motion_latents = run.motion_latents(plan)
-        inputs = _clip_inputs(plan, conditioning, codec, motion_latents)
+        inputs = clip_inputs(plan, conditioning, codec, motion_latents)
         shape = run.latents_shape(plan)
         latents = denoiser(inputs, noise(plan, shape), on_step).to("cpu", torch.float32)
         yield run.finish(plan, latents, motion_latents)
@@ -184,9 +184,10 @@ def pose_window(pose: PoseFrames, plan: ClipPlan) -> Tensor:
     return torch.cat([frames[:, :, :1].expand(-1, -1, held, -1, -1), frames], dim=2)
 
 
-def _clip_inputs(
+def clip_inputs(
     plan: ClipPlan, conditioning: Conditioning, codec: VideoCodec, motion_latents: Tensor | None
 ) -> ClipInputs:
+    """What directs the clip of `plan`, cut out of what directs the video."""
     pose = conditioning.pose
     return ClipInputs(
         prompt_embeds=conditioning.prompt_embeds,
