@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from .errors import ConfigError
 
 SAMPLE_RATE = 16_000       # of the sound that wav2vec2 hears, Hz
-FEATURE_RATE = 50          # wav2vec2 hidden states per second (400-sample window, 320-sample hop)
+FEATURE_RATE = 50          # wav2vec2 hidden states per second: one every 320 samples
+FEATURE_WINDOW = 400       # samples that one hidden state sees, before the transformer mixes them
 FEATURE_VIDEO_RATE = 30    # the rate the reference resamples features to, before it picks one per frame
 DEFAULT_AREA = 832 * 480   # pixels of a video when nobody asks for a size
 

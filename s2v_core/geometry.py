@@ -177,11 +177,3 @@ def token_layout(grid: LatentGrid, *, has_motion: bool) -> TokenLayout:
         num_motion=sum(motion_token_counts(grid.height, grid.width)) if has_motion else 0,
         tokens_per_frame=grid.tokens_per_frame,
     )
-
-
-def ceil_frames(seconds: float, fps: float) -> int:
-    """Frames that cover `seconds` of sound: the last frame may outlast it, none is missing.
-
-    A hair of float error (1e-6 frames) does not buy a frame.
-    """
-    return max(1, math.ceil(seconds * fps - 1e-6))

@@ -15,11 +15,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config import FEATURE_RATE, FEATURE_VIDEO_RATE, SAMPLE_RATE
+from ..config import FEATURE_RATE, FEATURE_VIDEO_RATE, FEATURE_WINDOW, SAMPLE_RATE
 from ..errors import ShapeError
 
 HOP = SAMPLE_RATE // FEATURE_RATE   # samples from one hidden state to the next
-WINDOW = 400                        # samples that one hidden state sees, before the transformer mixes them
 CHUNK = 40 * FEATURE_RATE           # hidden states kept of one encoding of a long sound
 CONTEXT = 10 * FEATURE_RATE         # further ones encoded on each side and dropped (at the sound's ends: on one side)
 WHOLE = CHUNK + 2 * CONTEXT         # encoded at a time; up to here that is the whole sound, as in the reference
@@ -50,9 +49,9 @@ def num_video_frames(sound: SoundSource, fps: float) -> int:
 
 def num_hidden_states(num_samples: int) -> int:
     """Hidden states that wav2vec2's convolutions make of a waveform."""
-    if num_samples < WINDOW:
-        raise ShapeError(f"sound features need at least {WINDOW} samples at 16 kHz, got {num_samples}")
-    return (num_samples - WINDOW) // HOP + 1
+    if num_samples < FEATURE_WINDOW:
+        raise ShapeError(f"sound features need at least {FEATURE_WINDOW} samples at 16 kHz, got {num_samples}")
+    return (num_samples - FEATURE_WINDOW) // HOP + 1
 
 
 def num_features(num_states: int) -> int:
@@ -167,7 +166,7 @@ class SoundFeatures:
     def _encode_chunk(self, chunk: int) -> Tensor:
         first = max(0, min(chunk * CHUNK - CONTEXT, self._num_states - WHOLE))
         last = min(first + WHOLE, self._num_states)
-        states = self._states(read_normalised(self._sound, first * HOP, (last - 1) * HOP + WINDOW))
+        states = self._states(read_normalised(self._sound, first * HOP, (last - 1) * HOP + FEATURE_WINDOW))
         frames = slice(*self._frames_of(chunk))
         lower, weight = (x[frames].to(states.device) for x in (self._lower - first, self._weight))
         features = interpolate_states(states.float(), lower, weight)     # [L, n, C]

@@ -22,12 +22,11 @@ import numpy as np
 import soxr
 from torch import Tensor
 
-from ..config import SAMPLE_RATE
+from ..config import FEATURE_WINDOW, SAMPLE_RATE
 from ..errors import MediaError, OutputError
 
 log = logging.getLogger(__name__)
 
-MIN_SAMPLES = 400                  # at 16 kHz: 25 ms, what wav2vec2 needs for its first hidden state
 SILENCE_LEVEL = 10 ** (-90 / 20)   # half of the whole swing; -90 dB is one step of 16-bit sound
 PADDING_SAMPLES = 4096             # at most this much coder padding is cut where a file states a shorter length
 BLOCK = 2**18                      # samples handled at a time
@@ -170,15 +169,15 @@ class _Recorder:
 
     def _check(self, num_source: int, num_samples: int) -> None:
         if not num_source:
-            raise MediaError(f"{self.name} has no samples; give at least {MIN_SAMPLES / SAMPLE_RATE} s of sound")
+            raise MediaError(f"{self.name} has no samples; give at least {FEATURE_WINDOW / SAMPLE_RATE} s of sound")
         if self._num_bad:
             raise MediaError(
                 f"{self.name} has {self._num_bad} samples that are not numbers (NaN or infinite); export it again"
             )
-        if num_samples < MIN_SAMPLES:
+        if num_samples < FEATURE_WINDOW:
             raise MediaError(
                 f"{self.name} is only {num_source / self.rate:.3g} s long ({num_source} samples); "
-                f"at least {MIN_SAMPLES / SAMPLE_RATE} s of sound is needed"
+                f"at least {FEATURE_WINDOW / SAMPLE_RATE} s of sound is needed"
             )
         level = (self._high - self._low) / 2
         if level < SILENCE_LEVEL:

@@ -19,7 +19,6 @@ from transformers import Wav2Vec2FeatureExtractor
 from s2v_core.checkpoints.keymaps import audio_config_from_official
 from s2v_core.conditioning.audio import (
     HOP,
-    WINDOW,
     SoundFeatures,
     feature_indices,
     interpolate_states,
@@ -29,11 +28,12 @@ from s2v_core.conditioning.audio import (
     read_normalised,
     state_positions,
 )
-from s2v_core.config import AudioEncoderConfig
+from s2v_core.config import FEATURE_WINDOW, AudioEncoderConfig
 from s2v_core.errors import ShapeError
-from s2v_core.media.audio_io import MIN_SAMPLES, Sound, sound_from_waveform
+from s2v_core.media.audio_io import Sound, sound_from_waveform
 from s2v_core.models.sound_encoder import SoundEncoder, sound_encoder_keys
-from tests.golden.case import read_cases
+
+from ..golden.case import read_cases
 
 COMMITTED = Path(__file__).parents[1] / "golden/data"
 SMALL = AudioEncoderConfig(
@@ -70,7 +70,7 @@ def sound_of(seconds: float) -> Sound:
 
 def loudness(waveform: Tensor) -> Tensor:
     """A stand-in encoder that hears nothing outside a state's own window: [2, T, 3]."""
-    windows = waveform[0].unfold(0, WINDOW, HOP)
+    windows = waveform[0].unfold(0, FEATURE_WINDOW, HOP)
     parts = torch.stack([windows.square().mean(1), windows.mean(1), windows[:, 0]], dim=1)
     return torch.stack([parts, parts + 1])
 
@@ -119,7 +119,7 @@ def test_a_video_has_the_frames_that_cover_its_sound(duration: Fraction, fps: fl
 
 
 def test_the_shortest_sound_makes_one_hidden_state() -> None:
-    assert MIN_SAMPLES == WINDOW and num_hidden_states(MIN_SAMPLES) == 1
+    assert num_hidden_states(FEATURE_WINDOW) == 1
     with pytest.raises(ShapeError, match="at least 400 samples at 16 kHz, got 399"):
         num_hidden_states(399)
 
@@ -188,7 +188,7 @@ def test_stretches_of_a_long_sound_join_without_a_seam(fps: float) -> None:
         encode = Counted(loudness)
         num = num_video_frames(sound, fps)
         found = SoundFeatures(sound, encode, fps=fps).window(0, num)[0]
-        assert encode.samples == [2999 * HOP + WINDOW] * 5   # 60 s each
+        assert encode.samples == [2999 * HOP + FEATURE_WINDOW] * 5   # 60 s each
         torch.testing.assert_close(found, whole_track(sound, loudness, fps), rtol=1e-6, atol=1e-6)
 
 
@@ -199,7 +199,7 @@ def test_a_frame_hears_what_sounds_at_its_time(fps: float) -> None:
     waveform = torch.full((1, 150 * 16_000), 1e-4)
     for second in seconds:
         waveform[0, round(second * 16_000) : round((second + 0.3) * 16_000)] = 0.5
-    slack = 0.5 / 30 + 0.02 + WINDOW / 16_000 + 0.03   # half a feature, a hidden state, its window, the grids' drift
+    slack = 0.5 / 30 + 0.02 + FEATURE_WINDOW / 16_000 + 0.03   # half a feature, a hidden state, its window, the grids' drift
     with sound_from_waveform(waveform, 16_000) as sound:
         heard = SoundFeatures(sound, loudness, fps=fps).window(0, num_video_frames(sound, fps))[0, 0, 1]
     loud = heard > heard.max() / 2
