@@ -8,7 +8,7 @@ import re
 import pytest
 
 from s2v_core.conditioning.audio import feature_indices, num_features
-from tests.golden.case import ROOT
+from ..golden.case import ROOT
 
 
 @pytest.fixture(scope="module")
