@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from s2v_core.cli import main
 
-from .media import float_wav, picture, silent_video, tone
+from .media import float_wav, picture, pictures_of, silent_video, tone
 from .paths import ROOT, SAMPLES
 
 OLD = b"somebody's video of yesterday"
@@ -185,6 +185,30 @@ def test_a_model_that_is_none_is_named(capsys, folder, name, says):
 def test_a_lora_that_is_none_is_named(capsys, folder):
     code, _, err = generate(capsys, folder, words=["--lora", f"{folder / 'face.png'}:0.5"])
     assert code == 2 and "face.png" in one_sentence(err)
+
+
+def test_inspect_knows_the_bundled_weights(capsys):
+    bundled = sorted((ROOT / "s2v_core" / "bundled").glob("*.safetensors"))
+    assert main(["inspect", *map(str, bundled)]) == 0
+    assert len(bundled) == 4 and capsys.readouterr().out.count("fits        bundled") == 4
+
+
+# Batches
+
+
+def test_a_bad_job_of_a_real_batch_does_not_stop_the_good_one(capsys, folder):
+    jobs = [{"image": "bad.png", "output": "bad.mp4"}, {"image": "face.png", "output": "good.mp4"}]
+    (folder / "bad.png").write_text("a portrait")
+    (folder / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+    argv = ["generate", "--batch", folder / "jobs.jsonl", "--audio", folder / "speech.wav", "--steps", "1"]
+    argv = [str(word) for word in (*argv, "--size", "64x64", "--device", "cpu")]
+    assert main([*argv, "--dry-run"]) == 1
+    out, _ = capsys.readouterr()
+    assert "8 frames at 16 fps" in out and "1 ready, 1 failed" in out and not (folder / "good.mp4").exists()
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert "1 done, 1 failed" in out and "line 1 of" in one_sentence(err) and "not a picture" in err
+    assert len(pictures_of(folder / "good.mp4")) == 8 and not (folder / "bad.mp4").exists()
 
 
 # Places to write to
