@@ -111,14 +111,15 @@ def mouth_opening(frames: np.ndarray, region: Region | None = None) -> np.ndarra
     track = track_face(frames, region)
     width, height = float(np.median(track.width)), float(np.median(track.height))
     limit, black = DARK * _brightness(track.skin), BLACK * _brightness(track.skin)
+    rows, columns = np.arange(frames.shape[1])[:, None] + 0.5, np.arange(frames.shape[2])[None] + 0.5
     areas = np.zeros(len(frames))
     for k, frame in enumerate(frames):
-        # the lower middle of the face: below the eyes, above the chin, between the corners of the widest mouth
+        # the lower middle of the face: below the eyes, inside its outline, between the corners of the widest mouth
         growth = track.width[k] / width
-        left, right = track.x[k] - 0.36 * width * growth, track.x[k] + 0.36 * width * growth
-        top, bottom = track.y[k] + 0.02 * height * growth, track.y[k] + 0.62 * height * growth
-        window = frame[max(0, int(top)) : max(0, int(bottom)), max(0, int(left)) : max(0, int(right))]
-        dark = np.clip((limit - _brightness(window.astype(np.float32))) / (limit - black), 0, 1)
+        across = np.abs(columns - track.x[k]) / (width * growth)
+        down = (rows - track.y[k]) / (height * growth)
+        inside = (across < 0.36) & (down > 0.02) & ((across / 0.46) ** 2 + (down / 0.48) ** 2 < 1)
+        dark = np.clip((limit - _brightness(frame[inside].astype(np.float32))) / (limit - black), 0, 1)
         areas[k] = dark.sum() / (width * growth) ** 2
     return areas
 

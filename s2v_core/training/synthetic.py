@@ -5,6 +5,7 @@ Knows no models. Everything about a clip follows from its seed (and from whether
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError
-from .faces import Backdrop, Camera, Look, Painter, Pose, random_backdrop, random_look
+from .faces import Backdrop, Box, Camera, Look, Painter, Pose, random_backdrop, random_look
 from .voices import sound_shape, speech_track, voices
 
 FPS = 16
@@ -173,7 +174,7 @@ class SyntheticClip:
         """[stop-start, P, 4] room for every mouth wide open, in pixels."""
         return self._boxes(start, stop, lambda person, pose, camera: self._painter.mouth_box(person.look, pose, camera))
 
-    def _boxes(self, start: int, stop: int | None, box_of: object) -> np.ndarray:
+    def _boxes(self, start: int, stop: int | None, box_of: Callable[[Person, Pose, Camera], Box]) -> np.ndarray:
         stop = self.num_frames if stop is None else stop
         rows = [[box_of(p, p.pose(k), self.camera_at(k)) for p in self.people] for k in range(start, stop)]
         return np.asarray(rows, np.float32)
