@@ -11,16 +11,20 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from ..errors import ConfigError
 from ..placement import choose_device
 from .config import TrainConfig, read_train_config
 from .encoders import ModelEncoders
+from .estimate import GB, TrainingEstimate, estimate_training, sample_layout
 from .footage import find_footage
 from .precompute import precompute as write_windows
 from .run import EXPORT, export, make_trainer
 from .run import train as run_training
+from .setup import model_config
 from .trainer import StepReport
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,13 @@ REPORT_EVERY = 30.0   # seconds between lines where there is no terminal
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     _add_common_arguments(parser)
+    parser.add_argument(
+        "--stage", action="append", metavar="FILE.yaml",
+        help="a further stage, which starts from the weights of the one before it; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only say what each stage would cost, and stop")
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="for --dry-run (default: 8)")
+    parser.add_argument("--gpu-memory", type=float, default=80.0, metavar="GB", help="for --dry-run (default: 80)")
     parser.add_argument("--export", action="store_true", help="only write the newest checkpoint's weights")
 
 
@@ -46,25 +57,57 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
 
 
-def train(arguments: argparse.Namespace, stream: TextIO | None = None) -> int:
-    """Run, resume or export a training run.
+def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) -> int:
+    """Run, resume, export or estimate a training run, or several that follow each other.
+
+    Args:
+        say: takes what was asked to be told.
 
     Raises: S2VError.
     """
-    config = read_train_config(Path(arguments.config))
-    device = choose_device(arguments.device)
-    if arguments.export:
-        trainer = make_trainer(config, device=device)
-        paths = export(trainer, config.run.output / EXPORT)
-        log.info("step %d exported: %s", trainer.step, ", ".join(map(str, paths)))
+    stages = chained([read_train_config(Path(path)) for path in (arguments.config, *(arguments.stage or ()))])
+    if arguments.dry_run:
+        for config in stages:
+            say(f"{config.name}\n{dry_run(config, num_gpus=arguments.gpus, gpu_bytes=arguments.gpu_memory * GB)}")
         return 0
-    progress = TrainProgress(stream or sys.stderr, is_quiet=arguments.quiet)
-    result = run_training(config, device=device, progress=progress)
-    log.info("%d steps done; weights in %s", result.steps, ", ".join(map(str, result.exported)))
+    device = choose_device(arguments.device)
+    for config in stages:
+        if arguments.export:
+            trainer = make_trainer(config, device=device)
+            paths = export(trainer, config)
+            say(f"{config.name}: step {trainer.step} exported: {', '.join(map(str, paths))}")
+            continue
+        progress = TrainProgress(sys.stderr, is_quiet=arguments.quiet)
+        result = run_training(config, device=device, progress=progress)
+        say(f"{config.name}: {result.steps} steps done; weights in {', '.join(map(str, result.exported))}")
     return 0
 
 
-def precompute(arguments: argparse.Namespace) -> int:
+def chained(stages: list[TrainConfig]) -> list[TrainConfig]:
+    """Stages of which each begins with the weights that the one before it exports.
+
+    Raises: ConfigError for stages that share a folder, or a later one that names weights of its own.
+    """
+    outputs = [config.run.output for config in stages]
+    if len(set(outputs)) < len(outputs):
+        raise ConfigError(f"every stage needs an output of its own, got {', '.join(map(str, outputs))}")
+    joined = stages[:1]
+    for before, config in zip(stages, stages[1:], strict=False):
+        if config.model.weights is not None:
+            raise ConfigError(f"{config.name} starts from the weights of {before.name}: leave out its model: weights")
+        if before.model.trained == "lora":
+            raise ConfigError(f"{before.name} trains a LoRA, which is no stage that another can start from")
+        weights = before.run.output / EXPORT / "transformer.safetensors"
+        joined.append(replace(config, model=replace(config.model, weights=weights)))
+    return joined
+
+
+def dry_run(config: TrainConfig, *, num_gpus: int, gpu_bytes: float) -> TrainingEstimate:
+    model = model_config(config).transformer
+    return estimate_training(config, model, sample_layout(config, model), num_gpus=num_gpus, gpu_bytes=gpu_bytes)
+
+
+def precompute(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) -> int:
     """Write a run's windows.
 
     Raises: S2VError.
@@ -75,7 +118,7 @@ def precompute(arguments: argparse.Namespace) -> int:
         settings.model, device=choose_device(arguments.device), with_text=settings.prompts == "encoded"
     )
     report = write_windows(find_footage(settings), encoders, settings)
-    log.info("%s: %s", settings.windows, report)
+    say(f"{settings.windows}: {report}")
     return 0
 
 

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 T = TypeVar("T")
 
 SIGMA_SAMPLINGS = ("logit-normal", "uniform")
-TRAINED = ("all", "audio")
+TRAINED = ("all", "audio", "lora")
 DTYPES = ("fp32", "bf16")
 
 
@@ -98,7 +98,10 @@ class ModelSource:
     config: Path | None = None         # a model.json; None: the 14B model
     weights: Path | None = None        # the transformer's: S2V, or Wan text-to-video (its new modules start fresh);
                                        # None: from nothing
-    trained: str = "all"               # "audio": the sound encoder and the audio layers alone
+    trained: str = "all"               # "audio": the sound encoder and the audio layers alone; "lora"
+    lora_rank: int = 32
+    lora_alpha: float = 32.0           # a LoRA counts alpha / rank
+    frozen_dtype: str = "fp32"         # of weights that do not learn
     text_encoder: str = "frozen"       # "frozen": embeds were precomputed; "trained": learns with the transformer
     compute_dtype: str = "fp32"        # of the blocks; the weights are kept in float32
     checkpoint_blocks: bool = False    # recompute a block's activations in the backward pass
@@ -108,6 +111,8 @@ class ModelSource:
         _one_of(self, "trained", TRAINED)
         _one_of(self, "text_encoder", ("frozen", "trained"))
         _one_of(self, "compute_dtype", DTYPES)
+        _one_of(self, "frozen_dtype", DTYPES)
+        _at_least(self, 1, "lora_rank")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +164,7 @@ class PrecomputeConfig:
 class DataConfig:
     """Which windows are learnt from, and in what company."""
 
-    windows: tuple[Path, ...] = ()     # folders that `precompute` has written
+    windows: tuple[Path, ...] = ()     # folders that `precompute` has written; one named twice counts twice
     validation: tuple[Path, ...] = ()  # folders whose windows are only measured
     batch_size: int = 1
     accumulate: int = 1                # batches to an optimiser step
@@ -182,11 +187,13 @@ class RunConfig:
     validate_every: int = 0            # 0: never
     validation_batches: int = 8
     log_every: int = 1
+    export_dtype: str = "bf16"         # of the exported matrices; "fp32" for weights that a further stage starts from
     trackers: tuple[str, ...] = ()     # "tensorboard", "wandb": through accelerate
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "save_every", "keep", "validation_batches", "log_every")
         _at_least(self, 0, "validate_every", "seed")
+        _one_of(self, "export_dtype", DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

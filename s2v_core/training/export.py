@@ -19,7 +19,7 @@ from .student import Student
 _MATRICES = (nn.Linear, nn.Conv1d, nn.Conv3d, nn.Embedding)
 
 
-def export_student(student: Student, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> list[Path]:
+def export_student(student: Student, folder: Path, *, dtype: torch.dtype) -> list[Path]:
     """Write `transformer.safetensors`, and `text_encoder.safetensors` where that was trained.
 
     The transformer's matrices are stored in `dtype`, its norms, biases and modulation in float32; so is all of the text
@@ -27,10 +27,10 @@ def export_student(student: Student, folder: Path, *, dtype: torch.dtype = torch
 
     Raises: OutputError when the disk does not take them.
     """
-    written = [_save(folder / "transformer.safetensors", rounded(student.transformer, dtype))]
+    written = [save_weights(folder / "transformer.safetensors", rounded(student.transformer, dtype))]
     if student.prompts is not None:
         weights = rounded(student.prompts.encoder, torch.float32)
-        written.append(_save(folder / "text_encoder.safetensors", weights))
+        written.append(save_weights(folder / "text_encoder.safetensors", weights))
     return written
 
 
@@ -43,7 +43,11 @@ def rounded(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> Path:
+def save_weights(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """Write a weight file whole or not at all.
+
+    Raises: OutputError when the disk does not take it.
+    """
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,12 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import ConfigError, Interrupted, OutputError
+from ..placement import DTYPES
 from .checkpoint import load_newest, save_checkpoint
 from .config import TrainConfig
 from .dataset import WindowBatches
 from .export import export_student
+from .lora import export_lora
 from .precompute import find_windows
 from .setup import build_student
 from .trainer import StepReport, Trainer
@@ -107,7 +109,7 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
             progress.close()
     return RunResult(
         steps=trainer.step,
-        exported=tuple(export(trainer, run.output / EXPORT)),
+        exported=tuple(export(trainer, config)),
         last_loss=None if report is None else report.loss,
     )
 
@@ -117,10 +119,13 @@ def save(trainer: Trainer, config: TrainConfig) -> Path:
     return save_checkpoint(config.run.output / CHECKPOINTS, trainer.step, state, keep=config.run.keep)
 
 
-def export(trainer: Trainer, folder: Path) -> list[Path]:
-    """The weights to use: the averaged ones where an average is kept."""
+def export(trainer: Trainer, config: TrainConfig) -> list[Path]:
+    """The weights to use, the averaged ones where an average is kept: the models that learnt, or the LoRA alone."""
+    folder, dtype = config.run.output / EXPORT, DTYPES[config.run.export_dtype]
     with trainer.averaged() as student:
-        return export_student(student, folder)
+        if config.model.trained == "lora":
+            return [export_lora(student.transformer, folder, dtype=dtype)]
+        return export_student(student, folder, dtype=dtype)
 
 
 def validate(trainer: Trainer, config: TrainConfig) -> dict[str, float]:

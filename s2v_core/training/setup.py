@@ -18,13 +18,14 @@ from ..config import WAN_S2V_14B, ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..models.dit import WanS2VTransformer
 from ..models.text_encoder import build_text_encoder
+from ..placement import DTYPES
 from .config import TrainConfig
 from .initialise import add_nothing_yet, initialise
+from .lora import add_lora
 from .student import PromptEncoder, Student, checkpoint_blocks, compile_blocks
 from .windows import load_empty_prompt
 
 SHARED = ("blocks.", "patch_embedding.", "text_embedding.", "time_embedding.", "time_projection.", "head.")
-COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def model_config(config: TrainConfig) -> ModelConfig:
@@ -38,11 +39,7 @@ def build_student(config: TrainConfig, *, device: torch.device) -> Student:
     """
     source, settings = config.model, model_config(config)
     transformer = build_transformer(settings, source.weights, seed=config.run.seed).to(device)
-    transformer.compute_dtype = COMPUTE_DTYPES[source.compute_dtype]
-    if source.checkpoint_blocks:
-        checkpoint_blocks(transformer)
-    if source.compile_blocks:
-        compile_blocks(transformer)
+    transformer.compute_dtype = DTYPES[source.compute_dtype]
     if source.text_encoder == "trained":
         prompts = build_prompts(settings, seed=config.run.seed)
         student = Student(transformer, negative="", prompts=prompts)
@@ -50,7 +47,16 @@ def build_student(config: TrainConfig, *, device: torch.device) -> Student:
         if not config.data.windows:
             raise ConfigError("data: windows names no folder to learn from")
         student = Student(transformer, negative=load_empty_prompt(config.data.windows[0]))
+    if source.trained == "lora" and source.text_encoder == "trained":
+        raise ConfigError("a LoRA is of the transformer: use text_encoder: frozen with it")
+    if source.trained == "lora":
+        add_lora(transformer, rank=source.lora_rank, alpha=source.lora_alpha, seed=config.run.seed)
     student.choose_trained(source.trained)
+    student.store_frozen(DTYPES[source.frozen_dtype])
+    if source.checkpoint_blocks:
+        checkpoint_blocks(transformer)
+    if source.compile_blocks:
+        compile_blocks(transformer)
     return student
 
 

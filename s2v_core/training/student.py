@@ -75,11 +75,20 @@ class Student(nn.Module):
         return batch.with_embeds(embeds[:-1]), embeds[-1:]
 
     def choose_trained(self, what: str) -> None:
-        """Let gradients reach "all" weights, or those of the "audio" modules alone."""
+        """Let gradients reach "all" weights, those of the "audio" modules, or those of the "lora" that was added."""
+        if what == "lora":
+            return   # adding it has frozen the rest
         self.requires_grad_(what == "all")
         if what == "audio":
             for name in SOUND_MODULES:
                 self.transformer.get_submodule(name).requires_grad_(True)
+
+    @torch.no_grad()
+    def store_frozen(self, dtype: torch.dtype) -> None:
+        """Keep the weights that do not learn in `dtype`; layers bring them to their input's at use."""
+        for parameter in self.transformer.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from s2v_core.checkpoints.loading import load_model
 from s2v_core.config import ModelConfig
@@ -30,7 +30,7 @@ from s2v_core.training.config import TrainConfig, from_settings, read_train_conf
 from s2v_core.training.run import export, make_trainer, train
 from s2v_core.training.setup import build_transformer
 from s2v_core.training.trainer import StepReport
-from s2v_core.training.windows import save_window
+from s2v_core.training.windows import save_empty_prompt, save_window
 
 from .test_windows import some_window
 from .tiny import CONFIG, TEXT, tiny_transformer
@@ -343,4 +343,60 @@ def test_a_stop_inside_a_run_is_an_interruption(settings, tmp_path):
 
     with pytest.raises(Interrupted, match="step 1 is saved"):
         train(config_of(settings), device=CPU, progress=Impatient())
-    assert export(make_trainer(config_of(settings), device=CPU), tmp_path / "e")
+    assert export(make_trainer(config_of(settings), device=CPU), config_of(settings))
+
+
+# ---- stages --------------------------------------------------------------------------------------------------------
+
+
+def written(tmp_path, settings, name, **parts):
+    path = tmp_path / f"{name}.yaml"
+    merged = {part: {**settings.get(part, {}), **changes} for part, changes in parts.items()}
+    merged["run"] = {**settings["run"], "steps": 2, "output": str(tmp_path / name), **parts.get("run", {})}
+    path.write_text(yaml.safe_dump({**settings, "name": name, **merged}))
+    return str(path)
+
+
+def test_a_stage_starts_from_what_the_one_before_it_exports(settings, tmp_path):
+    first = written(tmp_path, settings, "first", run={"export_dtype": "fp32"})
+    stands_still = {"learning_rate": "1e-30", "weight_decay": 0.0, "ema": 0.0}
+    second = written(tmp_path, settings, "second", optimizer=stands_still, run={"export_dtype": "fp32"})
+    assert main(["--config", first, "--stage", second, "--quiet"]) == 0
+    before, after = (load_file(tmp_path / name / "export/transformer.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(weights, after[name]) for name, weights in before.items())
+    assert list(losses(tmp_path / "second")) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"run": {"output": "same"}}, "every stage needs an output of its own"),
+        ({"model": {"weights": "w.safetensors"}}, "second starts from the weights of first: leave out its"),
+    ],
+)
+def test_stages_that_cannot_follow_each_other_are_refused(settings, tmp_path, caplog, changes, message):
+    first = written(tmp_path, settings, "first", run={"output": "same"})
+    assert main(["--config", first, "--stage", written(tmp_path, settings, "second", **changes), "--quiet"]) == 2
+    assert message in caplog.text
+
+
+def test_a_lora_run_exports_a_lora_alone(settings, tmp_path):
+    save_empty_prompt(tmp_path / "windows", torch.ones(2, 12))
+    for seed in range(8):
+        save_window(tmp_path / "windows" / f"{seed}.safetensors", some_window(seed, motion=seed < 5), fingerprint="f",
+                    model="m")  # fmt: skip
+    model = {"trained": "lora", "lora_rank": 2, "frozen_dtype": "bf16", "text_encoder": "frozen"}
+    assert main(["--config", written(tmp_path, settings, "lora", model=model), "--quiet"]) == 0
+    assert [path.name for path in (tmp_path / "lora/export").iterdir()] == ["lora.safetensors"]
+
+
+def test_a_dry_run_says_what_every_shipped_stage_costs_and_needs_no_data(capsys, caplog):
+    caplog.set_level("INFO")
+    stages = sorted((ROOT / "configs").glob("stage*.yaml"))
+    first, *others = map(str, stages)
+    assert len(others) == 3
+    words = [word for path in others for word in ("--stage", path)]
+    assert main(["--config", first, *words, "--dry-run"]) == 0
+    assert caplog.text.count(": fits") == 4 and caplog.text.count("44,544 a sample") >= 1
+    assert main(["--config", first, "--dry-run", "--gpus", "1", "--gpu-memory", "24"]) == 0
+    assert "does NOT fit" in caplog.text

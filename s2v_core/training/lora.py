@@ -1,0 +1,56 @@
+"""LoRA through peft: small matrices beside the transformer's large ones, and the file that ComfyUI loads.
+
+Knows which layers take part; not how they are trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..models.dit import WanS2VTransformer
+from .export import save_weights
+
+ADAPTER = "default"
+TARGETS = (
+    r"blocks\.\d+\.(self_attn|cross_attn)\.[qkvo]|blocks\.\d+\.ffn\.[02]"
+    r"|audio_injector\.injector\.\d+\.[qkvo]|audio_injector\.injector_adain_layers\.\d+\.linear"
+)
+
+
+def add_lora(model: WanS2VTransformer, *, rank: int, alpha: float, seed: int) -> None:
+    """Put a LoRA on attention, feed-forward and audio layers; it alone asks for gradients, and changes nothing yet.
+
+    Raises: ConfigError without peft.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ConfigError("training a LoRA needs the package peft: install wan-s2v[train]") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), model, ADAPTER)
+
+
+def lora_weights(model: WanS2VTransformer) -> dict[str, Tensor]:
+    """The LoRA as ComfyUI spells it: `diffusion_model.<layer>.` with `lora_A.weight`, `lora_B.weight` and `alpha`."""
+    weights = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and ADAPTER in module.lora_A:
+            layer = f"diffusion_model.{name}"
+            weights[f"{layer}.lora_A.weight"] = module.lora_A[ADAPTER].weight.detach()
+            weights[f"{layer}.lora_B.weight"] = module.lora_B[ADAPTER].weight.detach()
+            weights[f"{layer}.alpha"] = torch.tensor(float(module.lora_alpha[ADAPTER]))
+    return weights
+
+
+def export_lora(model: WanS2VTransformer, folder: Path, *, dtype: torch.dtype) -> Path:
+    """Write `lora.safetensors`.
+
+    Raises: OutputError when the disk does not take it.
+    """
+    weights = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in lora_weights(model).items()}
+    return save_weights(folder / "lora.safetensors", weights)
