@@ -181,6 +181,10 @@ class EncoderStream:
         """
         self._shape = _check_shape(frames, 3, self._shape, "frames [B, 3, F, H, W]")
         vae, weight = self._vae, self._vae.conv1.weight
+        B, _, _, H, W = frames.shape
+        cell = 2 ** len(vae.config.temporal_downsample)
+        if min(H, W) < cell:
+            raise ShapeError(f"the VAE takes frames of at least {cell}x{cell} pixels, got {W}x{H}")
         outs: Frames = []
         for frame in frames.unbind(2):
             # a copy in any case: it outlives the call, and the caller may write over the original
@@ -189,8 +193,6 @@ class EncoderStream:
                 outs += [vae.conv1(out) for out in vae.encoder(self._held, self._carry)]
                 self._held = []
         if not outs:
-            cell = 2 ** len(vae.config.temporal_downsample)
-            B, _, _, H, W = frames.shape
             return weight.new_empty(B, vae.config.latent_channels, 0, H // cell, W // cell, dtype=torch.float32)
         latents = torch.stack(outs, 2).float().chunk(2, 1)[0]   # the distribution's mean; its variance is not used
         mean, std = _statistics(vae.config, latents.device)
@@ -213,6 +215,8 @@ class DecoderStream:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """The stream's next latents to frames, a latent frame at a time, so memory is bounded.
 
+        Lazy: a latent frame is in the stream once its frames have been taken, so take all before the next call.
+
         Args:
             latents: [B, C, T, h, w] normalised, on any device.
 
@@ -234,7 +238,8 @@ class DecoderStream:
             self._decoder.step(latent, self._carry, ahead=i - len(split))
 
     def _split(self, latents: Tensor) -> Frames:
-        self._shape = _check_shape(latents, self._decoder.config.latent_channels, self._shape, "latents [B, C, T, h, w]")
+        channels = self._decoder.config.latent_channels
+        self._shape = _check_shape(latents, channels, self._shape, "latents [B, C, T, h, w]")
         return list(latents.to(self._decoder.conv1.weight.device).unbind(2))
 
 

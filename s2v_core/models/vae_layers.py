@@ -109,9 +109,10 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=1e-12)
-        scale = length.reciprocal_().mul_(math.sqrt(x.shape[1])).to(x.dtype)
-        return (x * scale).mul_(self.gamma.view(-1, 1, 1))
+        unit = math.sqrt(x.shape[1])
+        shortest = max(1e-12, unit / torch.finfo(x.dtype).max)   # the scale of a cell of zeros must be a number too
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=shortest)
+        return (x * length.reciprocal_().mul_(unit).to(x.dtype)).mul_(self.gamma.view(-1, 1, 1))
 
 
 class NormSiLU(ChannelNorm):
@@ -208,13 +209,13 @@ class Upsample(nn.Module):
         return math.ceil(wanted / (2 * self.rate)) * self.rate
 
     def forward(self, frames: Frames, carry: Carry, wanted: int = EVERY) -> Frames:
-        if self.time_conv is not None and not carry.is_first:   # the first frame is not in the convolution's past either
+        if self.time_conv is not None and not carry.is_first:   # so the first frame is in no later one's past either
             doubled = self.time_conv(frames, carry, self._to_double(wanted))
             frames = [x for both in doubled for x in both.chunk(2, 1)]
         return [self._double(x, carry) for x in newest(frames, wanted)]
 
     def _double(self, x: Tensor, carry: Carry) -> Tensor:
-        """Nearest-neighbour doubling and the 3x3 convolution in one: a 2x2 kernel for each of a cell's four children."""
+        """Nearest-neighbour doubling and the 3x3 convolution at once: a 2x2 kernel for each of a cell's children."""
         conv = self.resample["1"]
         (B, _, H, W), C = x.shape, conv.out_channels
         kernel = carry.kernel(conv, "children", _child_kernels)
