@@ -42,6 +42,7 @@ DOORS: dict[str, set[str]] = {
         "options", "jobs", "progress", "pipeline", "training", "request", "placement", "checkpoints.inspect",
     },
     "__main__": {"cli"},
+    "train": {"training"},
     "": {"pipeline", "request", "types", "training"},
 }  # fmt: skip
 
