@@ -15,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+import torch
+
 from ..errors import ConfigError
-from ..placement import choose_device
-from .config import TrainConfig, read_train_config
+from ..placement import choose_device, free_memory
+from .config import PrecomputeConfig, TrainConfig, read_train_config
 from .encoders import ModelEncoders
 from .estimate import GB, TrainingEstimate, estimate_training, sample_layout
 from .footage import find_footage
+from .precompute import PrecomputeReport
 from .precompute import precompute as write_windows
 from .run import EXPORT, export, make_trainer
 from .run import train as run_training
@@ -77,8 +80,8 @@ def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) 
             paths = export(trainer, config)
             say(f"{config.name}: step {trainer.step} exported: {', '.join(map(str, paths))}")
             continue
-        progress = TrainProgress(sys.stderr, is_quiet=arguments.quiet)
-        result = run_training(config, device=device, progress=progress)
+        progress = TrainProgress(sys.stderr, device=device, is_quiet=arguments.quiet)
+        result = run_training(_with_windows(config, device), device=device, progress=progress)
         say(f"{config.name}: {result.steps} steps done; weights in {', '.join(map(str, result.exported))}")
     return 0
 
@@ -107,6 +110,19 @@ def dry_run(config: TrainConfig, *, num_gpus: int, gpu_bytes: float) -> Training
     return estimate_training(config, model, sample_layout(config, model), num_gpus=num_gpus, gpu_bytes=gpu_bytes)
 
 
+def _with_windows(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """A run that names no windows makes its own first."""
+    if config.data.windows:
+        return config
+    log.info("%s: %s", config.precompute.windows, _write(config.precompute, device))
+    return replace(config, data=replace(config.data, windows=(config.precompute.windows,)))
+
+
+def _write(settings: PrecomputeConfig, device: torch.device) -> PrecomputeReport:
+    encoders = ModelEncoders(settings.model, device=device, with_text=settings.prompts == "encoded")
+    return write_windows(find_footage(settings), encoders, settings)
+
+
 def precompute(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) -> int:
     """Write a run's windows.
 
@@ -114,11 +130,7 @@ def precompute(arguments: argparse.Namespace, say: Callable[[str], None] = log.i
     """
     config: TrainConfig = read_train_config(Path(arguments.config))
     settings = config.precompute_validation if arguments.validation else config.precompute
-    encoders = ModelEncoders(
-        settings.model, device=choose_device(arguments.device), with_text=settings.prompts == "encoded"
-    )
-    report = write_windows(find_footage(settings), encoders, settings)
-    say(f"{settings.windows}: {report}")
+    say(f"{settings.windows}: {_write(settings, choose_device(arguments.device))}")
     return 0
 
 
@@ -129,9 +141,15 @@ class TrainProgress:
     """
 
     def __init__(
-        self, stream: TextIO, *, is_quiet: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO,
+        *,
+        device: torch.device,
+        is_quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stream = stream
+        self.device = device
         self.is_quiet = is_quiet
         self.clock = clock
         self.is_terminal = stream.isatty()
@@ -166,8 +184,8 @@ class TrainProgress:
         mean = (now - self.began) / max(1, report.step - self.first)
         return (
             f"step {report.step}/{self.steps}  [{'#' * filled}{'-' * (BAR_WIDTH - filled)}]  loss {self.loss:.4f}"
-            f"  {report.num_samples / mean:.2f} clips/s  {report.num_tokens / mean:.0f} tokens/s"
-            f"  {_duration(mean * (self.steps - report.step))} left"
+            f"  {_duration(mean * (self.steps - report.step))} left  {report.num_samples / mean:.2f} clips/s"
+            f"  {report.num_tokens / mean:.0f} tokens/s  {free_memory(self.device) / GB:.1f} GB free"
         )
 
 

@@ -164,7 +164,8 @@ class PrecomputeConfig:
 class DataConfig:
     """Which windows are learnt from, and in what company."""
 
-    windows: tuple[Path, ...] = ()     # folders that `precompute` has written; one named twice counts twice
+    windows: tuple[Path, ...] = ()     # folders that `precompute` has written, one named twice counts twice;
+                                       # none: the run writes its own first
     validation: tuple[Path, ...] = ()  # folders whose windows are only measured
     batch_size: int = 1
     accumulate: int = 1                # batches to an optimiser step

@@ -1,4 +1,4 @@
-"""Videos to learn from, read by time: a folder with its metadata, or synthetic clips.
+"""Videos to learn from, read by time: a folder with its metadata, webdataset shards, or synthetic clips.
 
 Knows files, frames and boxes; nothing of windows, latents or models.
 F frames at the training fps, H W pixels, P boxes a frame.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import tarfile
+import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -77,6 +80,9 @@ def find_footage(config: PrecomputeConfig) -> list[FootageItem]:
     folder = Path(config.source).expanduser()
     if not config.source or not folder.is_dir():
         raise ConfigError(f"precompute needs a folder of videos or 'synthetic' as its source, got {config.source!r}")
+    shards = sorted(folder.glob("*.tar"))
+    if shards:
+        return [item for shard in shards for item in read_shard(shard, config)]
     return [FileItem(folder, row, config) for row in read_metadata(folder)]
 
 
@@ -135,40 +141,49 @@ class FileItem:
 
     def open(self) -> Footage:
         """Raises: MediaError for media that cannot be read."""
-        path, fps = self._path("video"), self.config.fps
-        info = probe_video(path)
-        sound = open_sound(self._path("audio") if "audio" in self.row else path)
-        size = fit_tokens(info.width, info.height, self.config)
-        pose = None
-        if "pose" in self.row:
-            pose = _timed(self._path("pose"), size, fps).window
-        return Footage(
-            size=size,
-            num_frames=int(min(info.duration, float(sound.duration)) * fps + 1e-6),
-            sound=sound,
-            prompt=str(self.row.get("prompt", "")),
-            frames=_timed(path, size, fps).window,
-            pose=pose,
-            face_boxes=self._face_boxes((info.width, info.height), size),
-        )
+        return open_files(self.row, self._path, self.config)
 
     def _path(self, column: str) -> Path:
         return self.folder / str(self.row[column])
 
-    def _face_boxes(self, picture: tuple[int, int], size: VideoSize) -> Boxes | None:
-        """Boxes of the source's pixels where they lie in the footage: one for all frames, or one a frame at `fps`."""
-        value = self.row.get("face_boxes")
-        if value is None:
-            return None
-        try:
-            boxes = np.asarray(json.loads(value) if isinstance(value, str) else value, np.float32)
-            boxes = boxes.reshape(-1, 1, 4)
-        except ValueError as error:
-            raise MediaError(f"{self.name}: face_boxes is [left, top, right, bottom], or a list of such") from error
-        width, height = cover(picture, size)
-        scale = np.asarray([width / picture[0], height / picture[1]] * 2, np.float32)
-        shift = np.asarray([(width - size.width) / 2, (height - size.height) / 2] * 2, np.float32)
-        return partial(_boxes_between, boxes * scale - shift)
+
+def open_files(row: dict[str, Any], path_of: Callable[[str], Path], config: PrecomputeConfig) -> Footage:
+    """Footage of files.
+
+    Args:
+        row: which columns there are, with the prompt and the face boxes.
+        path_of: the file of the column "video", "audio" or "pose".
+
+    Raises: MediaError for media that cannot be read.
+    """
+    path, fps = path_of("video"), config.fps
+    info = probe_video(path)
+    sound = open_sound(path_of("audio") if "audio" in row else path)
+    size = fit_tokens(info.width, info.height, config)
+    return Footage(
+        size=size,
+        num_frames=int(min(info.duration, float(sound.duration)) * fps + 1e-6),
+        sound=sound,
+        prompt=str(row.get("prompt", "")),
+        frames=_timed(path, size, fps).window,
+        pose=_timed(path_of("pose"), size, fps).window if "pose" in row else None,
+        face_boxes=_face_boxes(row, (info.width, info.height), size),
+    )
+
+
+def _face_boxes(row: dict[str, Any], picture: tuple[int, int], size: VideoSize) -> Boxes | None:
+    """Boxes of the source's pixels where they lie in the footage: one for all frames, or one a frame at the fps."""
+    value = row.get("face_boxes")
+    if value is None:
+        return None
+    try:
+        boxes = np.asarray(json.loads(value) if isinstance(value, str) else value, np.float32).reshape(-1, 1, 4)
+    except (ValueError, TypeError) as error:
+        raise MediaError(f"{row['video']}: face_boxes is [left, top, right, bottom], or a list of such") from error
+    width, height = cover(picture, size)
+    scale = np.asarray([width / picture[0], height / picture[1]] * 2, np.float32)
+    shift = np.asarray([(width - size.width) / 2, (height - size.height) / 2] * 2, np.float32)
+    return partial(_boxes_between, boxes * scale - shift)
 
 
 def _boxes_between(boxes: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -207,6 +222,88 @@ def fit_tokens(width: int, height: int, config: PrecomputeConfig) -> VideoSize:
         if token_layout(size.latent_grid(config.num_latents), has_motion=True).total <= config.max_tokens:
             return size
     raise MediaError(f"no size of the shape {width}x{height} fits {config.max_tokens} tokens: raise max_tokens")
+
+
+# ---- shards --------------------------------------------------------------------------------------------------------
+
+_KINDS = {
+    "video": ("mp4", "mkv", "webm", "mov", "avi"),
+    "audio": ("wav", "flac", "mp3", "m4a", "ogg"),
+    "pose": tuple(f"pose.{ending}" for ending in ("mp4", "mkv", "webm", "mov", "avi")),
+}
+
+
+def read_shard(path: Path, config: PrecomputeConfig) -> list[FootageItem]:
+    """The samples of a webdataset shard: files of one name with different endings.
+
+    `.mp4` (or another video), optionally `.wav` (or another sound), `.pose.mp4`, `.txt` (the prompt) and `.json`
+    (`prompt`, `face_boxes`). Samples without a video are left out.
+
+    Raises: ConfigError for a file that is no tar archive.
+    """
+    samples: dict[str, dict[str, str]] = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                key, _, ending = name.partition(".")
+                if member.isfile() and key:
+                    samples.setdefault(f"{folder}/{key}", {})[ending.lower()] = member.name
+    except (tarfile.TarError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as a webdataset shard: {error}") from error
+    return [ShardItem(path, members, config) for members in samples.values() if set(members) & set(_KINDS["video"])]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardItem:
+    """A sample of a shard; its files are unpacked while it is open."""
+
+    shard: Path
+    members: dict[str, str]   # ending -> name in the archive
+    config: PrecomputeConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard.name}:{next(iter(self.members.values()))}"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        with tarfile.open(self.shard) as archive:
+            for ending, member in sorted(self.members.items()):
+                digest.update(ending.encode() + hashlib.sha256(_content(archive, member)).digest())
+        return digest.hexdigest()
+
+    def open(self) -> Footage:
+        """Raises: MediaError for media that cannot be read."""
+        folder = tempfile.TemporaryDirectory(prefix="s2v-sample-")
+        row: dict[str, Any] = {}
+        with tarfile.open(self.shard) as archive:
+            for column, endings in _KINDS.items():
+                ending = next((e for e in endings if e in self.members), None)
+                if ending is not None:
+                    row[column] = Path(folder.name) / f"{column}.{ending.rpartition('.')[2]}"
+                    row[column].write_bytes(_content(archive, self.members[ending]))
+            if "txt" in self.members:
+                row["prompt"] = _content(archive, self.members["txt"]).decode("utf-8", "replace").strip()
+            if "json" in self.members:
+                row |= _told(self.name, _content(archive, self.members["json"]))
+        footage = open_files(row, lambda column: row[column], self.config)
+        weakref.finalize(footage.frames.__self__, folder.cleanup)   # the files are read as long as frames are asked for
+        return footage
+
+
+def _told(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        told = json.loads(content)
+        return {column: told[column] for column in ("prompt", "face_boxes") if told.get(column)}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise MediaError(f"{name}: its .json is no JSON object") from error
+
+
+def _content(archive: tarfile.TarFile, member: str) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None, member
+    return file.read()
 
 
 # ---- synthetic -----------------------------------------------------------------------------------------------------

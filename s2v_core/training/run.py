@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import ConfigError, Interrupted, OutputError
-from ..placement import DTYPES
+from ..placement import DTYPES, free_memory
 from .checkpoint import load_newest, save_checkpoint
 from .config import TrainConfig
 from .dataset import WindowBatches
@@ -86,8 +86,10 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
 
     SIGTERM and Ctrl-C let the step at hand finish and be saved.
 
-    Raises: Interrupted when it was asked to stop; OutputError for a loss that is no number, or a full disk.
+    Raises: Interrupted when it was asked to stop; ConfigError for several processes; OutputError for a loss that is no number, or a full disk.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("training runs on one device so far: launch one process (precompute does share out its work)")
     trainer = make_trainer(config, device=device)
     run = config.run
     report = None
@@ -98,7 +100,7 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
                 report = trainer.train_step()
                 progress.stepped(report)
                 if report.step % run.log_every == 0:
-                    run_log.write(_entry(report))
+                    run_log.write(_entry(report, device))
                 if run.validate_every and report.step % run.validate_every == 0:
                     run_log.write({"step": report.step, "validation": validate(trainer, config)})
                 if report.step % run.save_every == 0 or report.step == run.steps or stop():
@@ -146,7 +148,7 @@ def validate(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
         )
 
 
-def _entry(report: StepReport) -> dict[str, Any]:
+def _entry(report: StepReport, device: torch.device) -> dict[str, Any]:
     return {
         "step": report.step,
         "loss": report.loss,
@@ -155,6 +157,7 @@ def _entry(report: StepReport) -> dict[str, Any]:
         "samples_per_second": round(report.num_samples / report.seconds, 3),
         "tokens_per_second": round(report.num_tokens / report.seconds, 1),
         "seconds": round(report.seconds, 4),
+        "free_memory_gb": round(free_memory(device) / 1e9, 2),
     }
 
 

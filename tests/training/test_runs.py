@@ -255,6 +255,12 @@ def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, monkeypatc
     assert message in caplog.text and "Traceback" not in caplog.text
 
 
+def test_several_processes_are_refused_rather_than_let_write_over_each_other(settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="one device so far: launch one process"):
+        train(config_of(settings), device=CPU, progress=Silent())
+
+
 # ---- where weights come from ---------------------------------------------------------------------------------------
 
 
@@ -297,25 +303,27 @@ def report(step, loss=2.0):
     )
 
 
-def test_the_progress_line_tells_loss_speed_and_time_left():
+def test_the_progress_line_tells_loss_speed_and_time_left(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     now = [0.0]
     stream = io.StringIO()
     stream.isatty = lambda: True
-    progress = TrainProgress(stream, clock=lambda: now[0])
+    progress = TrainProgress(stream, device=CPU, clock=lambda: now[0])
     progress.started(100, 200)
     for step in range(101, 151):
         now[0] += 0.5
         progress.stepped(report(step))
     progress.close()
     line = stream.getvalue().split("\r\x1b[K")[-1]
-    assert "step 150/200" in line and "loss 2.0000" in line and "8.00 clips/s" in line
+    for part in ("step 150/200", "0:25 left", "loss 2.0000", "8.00 clips/s", "GB free"):
+        assert part in line
     assert line.count("#") == 15
 
 
 def test_without_a_terminal_a_line_comes_now_and_then():
     now = [0.0]
     stream = io.StringIO()
-    progress = TrainProgress(stream, clock=lambda: now[0])
+    progress = TrainProgress(stream, device=CPU, clock=lambda: now[0])
     progress.started(0, 100)
     for step in range(1, 101):
         now[0] += 1.0
@@ -378,6 +386,16 @@ def test_stages_that_cannot_follow_each_other_are_refused(settings, tmp_path, ca
     first = written(tmp_path, settings, "first", run={"output": "same"})
     assert main(["--config", first, "--stage", written(tmp_path, settings, "second", **changes), "--quiet"]) == 2
     assert message in caplog.text
+
+
+def test_a_run_without_windows_makes_its_own_first(settings, tmp_path):
+    own = {"source": "synthetic", "num_videos": 2, "video_frames": 90, "clip_frames": 8, "first_share": 1.0,
+           "prompts": "text", "windows": str(tmp_path / "own")}  # fmt: skip
+    data = {"windows": [], "validation": [], "first_clip": 1.0, "batch_size": 2}
+    model = {"config": str(ROOT / "s2v_core/bundled/model.json")}
+    path = written(tmp_path, settings, "alone", precompute=own, data=data, model=model)
+    assert main(["--config", path, "--quiet", "--device", "cpu"]) == 0
+    assert len(list((tmp_path / "own").glob("*.safetensors"))) == 2 and len(losses(tmp_path / "alone")) == 2
 
 
 def test_a_lora_run_exports_a_lora_alone(settings, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import wave
 from collections import Counter
 from dataclasses import replace
 
@@ -116,8 +118,6 @@ def make_folder(folder, *, size=(96, 80), frames=60):
     rng = np.random.default_rng(0)
     base = rng.integers(0, 255, (size[1], size[0], 3), np.uint8)
     write_segment(folder / "a.mp4", [np.roll(base, i, 1) for i in range(frames)], fps=30.0)
-    import wave
-
     with wave.open(str(folder / "a.wav"), "wb") as file:
         file.setnchannels(1), file.setsampwidth(2), file.setframerate(16_000)
         file.writeframes((rng.normal(0, 3000, 32_000)).astype(np.int16).tobytes())
@@ -142,6 +142,35 @@ def test_a_folder_is_read_by_time_and_its_broken_videos_are_passed_over(tmp_path
     assert window.prompt == "noise" and window.prompt_embeds.shape[1] == 64
     assert window.face_mask[0].sum() == 8 * 6
     assert find_footage(config)[0].open().num_frames == 32   # 2 s at 16 fps, of 60 frames at 30
+
+
+def make_shard(folder, path):
+    """The folder's good video as one sample of a shard, beside a sample without a video."""
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder / "a.mp4", "x/0001.mp4")
+        archive.add(folder / "a.mp4", "x/0001.pose.mp4")
+        archive.add(folder / "a.wav", "x/0001.wav")
+        archive.add(folder / "a.wav", "x/0002.wav")
+        for name, text in (("x/0001.txt", "noise\n"), ("x/0001.json", '{"face_boxes": [16, 16, 80, 64]}')):
+            (folder / "text").write_text(text)
+            archive.add(folder / "text", name)
+
+
+def test_a_shard_gives_the_windows_that_its_files_would(tmp_path, encoders):
+    folder, shards = make_folder(tmp_path / "d"), tmp_path / "shards"
+    shards.mkdir()
+    make_shard(folder, shards / "0.tar")
+    config = PrecomputeConfig(source=str(folder), windows=tmp_path / "w", clip_frames=8)
+    of_shard = replace(config, source=str(shards), windows=tmp_path / "s")
+    precompute(find_footage(config), encoders, config)
+    report = precompute(find_footage(of_shard), encoders, of_shard)
+    assert (report.written, report.skipped) == (1, {})
+    a, b = (load_window(find_windows([c.windows])[0]) for c in (config, of_shard))
+    assert a.prompt == b.prompt == "noise" and len(a.tensors()) == 6
+    assert all(torch.equal(tensor, b.tensors()[name]) for name, tensor in a.tensors().items())
+    (shards / "1.tar").write_bytes(b"not a tar")
+    with pytest.raises(ConfigError, match="1.tar cannot be read as a webdataset shard"):
+        find_footage(of_shard)
 
 
 def test_a_second_run_writes_only_what_is_missing_or_was_made_otherwise(tmp_path, encoders):
