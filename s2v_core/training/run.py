@@ -86,7 +86,8 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
 
     SIGTERM and Ctrl-C let the step at hand finish and be saved.
 
-    Raises: Interrupted when it was asked to stop; ConfigError for several processes; OutputError for a loss that is no number, or a full disk.
+    Raises: Interrupted when it was asked to stop; ConfigError for several processes; OutputError for a loss that is no
+        number, or a full disk.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training runs on one device so far: launch one process (precompute does share out its work)")
