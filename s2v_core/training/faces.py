@@ -28,8 +28,8 @@ SKINS: tuple[Color, ...] = (
     (247, 219, 196), (238, 196, 165), (222, 174, 135), (196, 143, 104), (158, 108, 76), (120, 80, 58)
 )  # fmt: skip
 HAIR_COLORS: dict[str, Color] = {
-    "black": (30, 27, 32), "brown": (92, 58, 36), "blond": (226, 196, 92), "red": (186, 66, 28), "grey": (168, 168, 176),
-    "blue": (58, 92, 190), "green": (52, 142, 84),
+    "black": (30, 27, 32), "brown": (92, 58, 36), "blond": (226, 196, 92), "red": (186, 66, 28),
+    "grey": (168, 168, 176), "blue": (58, 92, 190), "green": (52, 142, 84),
 }  # fmt: skip
 HAIR_STYLES = ("short", "long", "curly", "bun", "bob")
 EYE_COLORS: tuple[Color, ...] = ((62, 44, 30), (58, 104, 168), (62, 122, 70), (96, 92, 88))
@@ -243,7 +243,9 @@ def _draw_hair_behind(pen: _Pen, look: Look, x: float, y: float, a: float, b: fl
     elif look.style == "curly":
         for i in range(9):
             angle = np.pi * (1 + i / 8)
-            pen.ellipse(x + 1.02 * a * np.cos(angle), y - 0.1 * b + 0.95 * b * np.sin(angle), 0.36 * a, 0.3 * b, look.hair)
+            pen.ellipse(
+                x + 1.02 * a * np.cos(angle), y - 0.1 * b + 0.95 * b * np.sin(angle), 0.36 * a, 0.3 * b, look.hair
+            )
 
 
 def _draw_hair_before(pen: _Pen, look: Look, x: float, y: float, a: float, b: float) -> None:
@@ -273,7 +275,9 @@ def _draw_eyes(pen: _Pen, look: Look, pose: Pose, a: float, b: float) -> None:
     for side in (-1, 1):
         ex, ey = x + side * 0.098 * k * look.eye_gap, y - 0.035 * k
         if pose.blink > 0.5:
-            pen.line([(ex - 0.04 * k, ey + 0.01 * k), (ex, ey + 0.02 * k), (ex + 0.04 * k, ey + 0.01 * k)], lid, 0.012 * k)
+            pen.line(
+                [(ex - 0.04 * k, ey + 0.01 * k), (ex, ey + 0.02 * k), (ex + 0.04 * k, ey + 0.01 * k)], lid, 0.012 * k
+            )
         else:
             pen.ellipse(ex, ey, 0.046 * k, 0.034 * k, (250, 250, 250))
             pen.ellipse(ex, ey, 0.026 * k, 0.028 * k, look.eyes)

@@ -15,7 +15,9 @@ from ..errors import ShapeError
 
 Region = tuple[float, float, float, float]   # left, top, right, bottom, pixels
 
-SKIN_TOLERANCE = 0.07   # distance of skin from its usual colour, as a share of that colour's length; at twice this none is
+SKIN_TOLERANCE = (
+    0.07  # distance of skin from its usual colour, as a share of that colour's length; at twice this none is
+)
 DARK, BLACK = 0.52, 0.2   # of the skin's brightness: a mouth's inside is darker than the first, fully so at the second
 NOD, SHAKE = 0.012, 0.012   # of the face's width: swings beyond these (root mean square) are meant
 SWING_HZ = (0.5, 1.9)       # how fast heads nod

@@ -139,7 +139,9 @@ class TrackPool:
         return normalise(torch.from_numpy(np.stack(pieces)).float())
 
 
-def train(recipe: SoundRecipe, *, seconds: float = math.inf) -> Iterator[tuple[dict[str, float], SoundEncoder, nn.ModuleList]]:
+def train(
+    recipe: SoundRecipe, *, seconds: float = math.inf
+) -> Iterator[tuple[dict[str, float], SoundEncoder, nn.ModuleList]]:
     """Fit a sound encoder.
 
     Args:
@@ -157,7 +159,11 @@ def train(recipe: SoundRecipe, *, seconds: float = math.inf) -> Iterator[tuple[d
     for step in range(recipe.steps):
         done = max(step / recipe.steps, (time.monotonic() - began) / seconds)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(1, (step + 1) / recipe.warmup) * max(0.01, math.cos(math.pi / 2 * min(1, done)))
+            group["lr"] = (
+                recipe.learning_rate
+                * min(1, (step + 1) / recipe.warmup)
+                * max(0.01, math.cos(math.pi / 2 * min(1, done)))
+            )
         waveform = pool.batch()
         loss = spectrum_loss(encoder, heads, waveform)
         optimizer.zero_grad(set_to_none=True)
@@ -177,13 +183,15 @@ def spectrum_loss(encoder: SoundEncoder, heads: nn.ModuleList, waveform: Tensor)
     """Mean squared error of what all hidden states tell of [B, S] normalised sound; loudness counts a fifth."""
     states = encoder.wav2vec2(waveform, output_hidden_states=True).hidden_states
     targets = spectrum_targets(waveform)
-    errors = torch.stack([(head(state) - targets).square().mean((0, 1)) for head, state in zip(heads, states, strict=True)])
+    errors = torch.stack(
+        [(head(state) - targets).square().mean((0, 1)) for head, state in zip(heads, states, strict=True)]
+    )
     return 0.8 * errors[:, :-1].mean() + 0.2 * errors[:, -1].mean()
 
 
 @torch.no_grad()
 def judge(encoder: SoundEncoder, heads: nn.ModuleList, *, num_tracks: int) -> dict[str, float]:
-    """On held-out voices and sentences: the variance of the log mel spectrum that the last state explains, r of loudness."""
+    """On held-out voices and sentences: share of the log mel spectrum that the last state explains, r of loudness."""
     told, true = [], []
     for seed in range(num_tracks):
         rng = np.random.default_rng(seed)

@@ -124,7 +124,9 @@ class SyntheticClip:
                 track = np.zeros(num_samples, np.float32)
             else:
                 voice = choices[order[i % len(choices)]]
-                track = speech_track(voice, num_samples, np.random.default_rng(rng.integers(1 << 62)), held_out=held_out)
+                track = speech_track(
+                    voice, num_samples, np.random.default_rng(rng.integers(1 << 62)), held_out=held_out
+                )
             place = _PLACES[num_faces][i] * width / min(width, height)
             self.people.append(_make_person(person_rng, track, num_frames, place, _SIZES[num_faces], motion, held_out))
         self.prompt: str = _describe(self.people, self.backdrop, self.camera, rng)
@@ -183,7 +185,9 @@ class SyntheticClip:
     def regions(self) -> np.ndarray:
         """[P, 4] the part of the picture that is each person's: equal columns from left to right, in pixels."""
         edges = np.linspace(0, self.width, len(self.people) + 1)
-        return np.asarray([(left, 0, right, self.height) for left, right in zip(edges, edges[1:], strict=False)], np.float32)
+        return np.asarray(
+            [(left, 0, right, self.height) for left, right in zip(edges, edges[1:], strict=False)], np.float32
+        )
 
 
 def _check(num_faces: int, motion: str | None, camera: str | None, tracks: list[np.ndarray] | None) -> None:

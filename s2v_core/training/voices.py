@@ -50,7 +50,8 @@ FORMANT_VOICES = tuple(
     for pitch, speed, tract in ((95, 140, 0.92), (115, 165, 1.0), (140, 150, 1.04), (190, 155, 1.12), (230, 145, 1.2))
 )
 HELD_OUT_ESPEAK_VOICES = (
-    _espeak("en-us+m7", 40, 160), _espeak("en-gb+f3", 65, 150), _espeak("en-us+m2", 55, 145), _espeak("en-us+klatt4", 45, 155),
+    _espeak("en-us+m7", 40, 160), _espeak("en-gb+f3", 65, 150), _espeak("en-us+m2", 55, 145),
+    _espeak("en-us+klatt4", 45, 155),
 )  # fmt: skip
 HELD_OUT_FORMANT_VOICES = (
     Voice(engine="formant", pitch=105, speed=150, tract=0.96),
@@ -145,7 +146,9 @@ def espeak_speech(text: str, voice: Voice) -> np.ndarray:
     arguments = [command, "-v", voice.variant, "-p", f"{voice.pitch:.0f}", "-s", f"{voice.speed:.0f}", "--stdout", text]
     done = subprocess.run(arguments, capture_output=True, timeout=60, check=False)
     if done.returncode or len(done.stdout) < 100:
-        raise MediaError(f"espeak-ng could not say {text!r} as {voice.variant!r}: {done.stderr.decode(errors='replace')}")
+        raise MediaError(
+            f"espeak-ng could not say {text!r} as {voice.variant!r}: {done.stderr.decode(errors='replace')}"
+        )
     with wave.open(io.BytesIO(done.stdout)) as file:   # its header has no true length, so all that follows is read
         rate, samples = file.getframerate(), np.frombuffer(done.stdout[44:], "<i2")
     sound = soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE)

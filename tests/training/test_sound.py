@@ -25,8 +25,8 @@ from s2v_core.training.sound import (
     train,
 )
 
-QUICK = SoundRecipe(hidden_size=32, num_layers=1, intermediate_size=32, conv_dim=16, steps=50, batch=2, shortest=1, longest=1,
-                    tracks=8, learning_rate=5e-3, warmup=5)  # fmt: skip
+QUICK = SoundRecipe(hidden_size=32, num_layers=1, intermediate_size=32, conv_dim=16, steps=50, batch=2, shortest=1,
+                    longest=1, tracks=8, learning_rate=5e-3, warmup=5)  # fmt: skip
 
 
 def tone(pitch, seconds=1.0):
@@ -89,7 +89,15 @@ def test_every_weight_that_sound_passes_learns():
 
 def test_the_command_writes_weights_settings_and_a_log(tmp_path):
     config = tmp_path / "small.yaml"
-    settings = {"hidden_size": 32, "num_layers": 1, "intermediate_size": 32, "conv_dim": 16, "steps": 2, "batch": 1, "tracks": 1}
+    settings = {
+        "hidden_size": 32,
+        "num_layers": 1,
+        "intermediate_size": 32,
+        "conv_dim": 16,
+        "steps": 2,
+        "batch": 1,
+        "tracks": 1,
+    }
     config.write_text(yaml.safe_dump(settings))
     main(["--config", str(config), "--out", str(tmp_path / "out")])
     lines = [json.loads(line) for line in (tmp_path / "small.log.jsonl").read_text().splitlines()]

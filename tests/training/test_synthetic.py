@@ -70,7 +70,10 @@ def test_a_mouth_is_wider_for_bright_sounds_than_for_dark_ones():
 
 def test_the_mouth_is_inside_its_box_and_the_box_in_the_face():
     made = clip(7, num_frames=20, motion="nods", camera="moves in")
-    wide, shut = made.frames(), clip(7, num_frames=20, motion="nods", camera="moves in", tracks=[made.waveform * 0]).frames()
+    wide, shut = (
+        made.frames(),
+        clip(7, num_frames=20, motion="nods", camera="moves in", tracks=[made.waveform * 0]).frames(),
+    )
     changed = np.abs(wide.astype(int) - shut).max(-1) > 30
     for where, mouth, face in zip(changed, made.mouth_boxes()[:, 0], made.face_boxes()[:, 0], strict=True):
         rows, columns = np.nonzero(where)
