@@ -88,14 +88,15 @@ def test_loss_and_gradients_are_those_of_the_formula(case, how):
     by_book = by_the_book(expected, batch, drawn, CONFIG)
     student = prepared(tiny_student(dtype=torch.float64), how)
     loss = velocity_loss(student(batch, drawn), batch, drawn, CONFIG)
-    # time embedding and head compute in float32 whatever the weights are: hence 1e-6 and not 1e-12
+    # Layer mix, time embedding, rope and head compute in float32 whatever the weights are, and the formula sums sample by
+    # sample: hence some float32 roundings (6e-8 each) and not 1e-12.
     torch.testing.assert_close(loss, by_book, atol=1e-7, rtol=1e-6)
     ours, theirs = gradients(student, loss), gradients(expected, by_book)
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         scale = gradient.abs().max().item()
         off = (ours[name] - gradient).abs().max().item()
-        assert off <= 2e-6 * scale + 1e-9, f"{name} is off by {off:.1e}, where its largest gradient is {scale:.1e}"
+        assert off <= 1e-5 * scale + 1e-9, f"{name} is off by {off:.1e}, where its largest gradient is {scale:.1e}"
 
 
 @pytest.mark.parametrize("learns_text", [False, True])
