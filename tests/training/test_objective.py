@@ -88,8 +88,8 @@ def test_loss_and_gradients_are_those_of_the_formula(case, how):
     by_book = by_the_book(expected, batch, drawn, CONFIG)
     student = prepared(tiny_student(dtype=torch.float64), how)
     loss = velocity_loss(student(batch, drawn), batch, drawn, CONFIG)
-    # Layer mix, time embedding, rope and head compute in float32 whatever the weights are, and the formula sums sample by
-    # sample: hence some float32 roundings (6e-8 each) and not 1e-12.
+    # Layer mix, time embedding, rope and head compute in float32 whatever the weights are, and the formula sums sample
+    # by sample: hence some float32 roundings (6e-8 each) and not 1e-12.
     torch.testing.assert_close(loss, by_book, atol=1e-7, rtol=1e-6)
     ours, theirs = gradients(student, loss), gradients(expected, by_book)
     assert ours.keys() == theirs.keys()
