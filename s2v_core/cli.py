@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from .errors import CheckpointError, ConfigError, Interrupted, MediaError, OutputError, S2VError, ShapeError
 from .options import COMMAND, JOB, MODELS, OPTIONS, Option, check_values, flag, loras, nearest
 from .progress import Progress, duration
+from .training.arguments import add_precompute_arguments, add_train_arguments
 
 if TYPE_CHECKING:  # these import torch, which nobody who asks for --help should wait for
     from .jobs import Job, ModelOptions
@@ -261,6 +262,18 @@ def inspect(arguments: argparse.Namespace, _load: Loader) -> int:
     return code
 
 
+def train(arguments: argparse.Namespace, _load: Loader) -> int:
+    from .training.command import train
+
+    return train(arguments, say)
+
+
+def precompute(arguments: argparse.Namespace, _load: Loader) -> int:
+    from .training.command import precompute
+
+    return precompute(arguments, say)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
     """A word after `wan-s2v`."""
@@ -285,5 +298,18 @@ COMMANDS: Mapping[str, Command] = {
         help="say what a weight file is, which model it fits, its dtypes and what is missing",
         add_arguments=add_inspect_arguments,
         run=inspect,
+    ),
+    "train": Command(
+        help="train or fine-tune a model by a YAML file's settings, on one device",
+        add_arguments=add_train_arguments,
+        run=train,
+        epilog="""examples:
+  wan-s2v train --config configs/stage1-audio.yaml --stage configs/stage2-speech.yaml --dry-run
+  wan-s2v train --config configs/bundled/transformer.yaml""",
+    ),
+    "precompute": Command(
+        help="encode a training run's videos, sounds and prompts once, to train from",
+        add_arguments=add_precompute_arguments,
+        run=precompute,
     ),
 }

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from .errors import Interrupted, OutputError, S2VError
-from .training.command import add_train_arguments, train
+from .training.arguments import add_train_arguments
+from .training.command import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
