@@ -1,0 +1,28 @@
+"""The extension: the list of nodes that ComfyUI shows.
+
+Knows the nodes' names; what they do is in their files.
+"""
+
+from __future__ import annotations
+
+from . import audio, clip, loaders, video
+from .host import ComfyExtension, io
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    loaders.LoadModel,
+    loaders.LoadBundledModel,
+    audio.AudioEncode,
+    clip.Conditioning,
+    clip.SampleClip,
+    clip.DecodeClip,
+    video.LongVideo,
+)
+
+
+class WanS2VExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)
+
+
+def comfy_entrypoint() -> WanS2VExtension:
+    return WanS2VExtension()

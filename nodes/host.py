@@ -1,0 +1,266 @@
+"""Everything of ComfyUI that the pack uses: the only file that imports it.
+
+Knows the host's functions and folders; not our model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.wan.vae
+import comfy.lora
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import folder_paths
+import latent_preview
+import node_helpers
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy_api.latest import ComfyExtension, InputImpl, io
+from PIL import Image
+from torch import Tensor, nn
+
+__all__ = ["ComfyExtension", "io", "optimized_attention"]
+
+CLIP = comfy.sd.CLIP
+VAE = comfy.sd.VAE
+ModelPatcher = comfy.model_patcher.ModelPatcher
+BaseModel = comfy.model_base.BaseModel
+HostS2VModel = comfy.model_base.WAN22_S2V
+HostS2VConfig = comfy.supported_models.WAN22_S2V
+CastingLayers = comfy.ops.manual_cast
+CastingLayer = comfy.ops.CastWeightBiasOp
+FLOW = comfy.model_base.ModelType.FLOW
+LATENT_FORMAT = comfy.latent_formats.Wan21()
+SAMPLERS: tuple[str, ...] = tuple(comfy.samplers.SAMPLER_NAMES)
+SCHEDULERS: tuple[str, ...] = tuple(comfy.samplers.SCHEDULER_NAMES)
+PREVIEW_SIZE = 512   # pixels of a picture's longer side, in the browser
+
+Sampler = object   # what the host's samplers take for one
+
+
+# ---- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def schema(**fields: object) -> io.Schema:
+    """A node's schema; fields that this host is too old to know (search aliases) are left out."""
+    known = io.Schema.__dataclass_fields__
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def with_values(conditioning: list, values: Mapping[str, object]) -> list:
+    """The conditioning with further values for the model, in every part of it."""
+    return node_helpers.conditioning_set_values(conditioning, dict(values))
+
+
+def video_file(path: Path) -> InputImpl.VideoFromFile:
+    """A VIDEO that stays on disk."""
+    return InputImpl.VideoFromFile(str(path))
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+
+def model_names(folder: str) -> list[str]:
+    """The weight files in one of the host's model folders, GGUF among them, which the host itself does not list."""
+    found = set(folder_paths.get_filename_list(folder))
+    for root in folder_paths.get_folder_paths(folder):
+        files, _ = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+        found.update(name for name in files if name.lower().endswith(".gguf"))
+    return sorted(found)
+
+
+def model_path(folder: str, name: str) -> Path | None:
+    """Where a file of a model folder lies; None when it does not."""
+    path = folder_paths.get_full_path(folder, name)
+    return None if path is None else Path(path)
+
+
+def model_folders(folder: str) -> list[str]:
+    return folder_paths.get_folder_paths(folder)
+
+
+def output_folder() -> Path:
+    return Path(folder_paths.get_output_directory())
+
+
+def temp_folder() -> Path:
+    return Path(folder_paths.get_temp_directory())
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def stop_if_asked() -> None:
+    """Raises the host's own exception once somebody has pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def bring(patchers: Sequence[ModelPatcher], memory: float = 0) -> None:
+    """Models to their device, as the host decides, with `memory` bytes to spare."""
+    comfy.model_management.load_models_gpu(list(patchers), memory_required=memory)
+
+
+class Progress:
+    """A node's bar in the browser, with a picture above it."""
+
+    def __init__(self, total: int, node_id: str | None) -> None:
+        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+
+    def show(self, done: int, picture: Image.Image | None = None) -> None:
+        """Raises the host's interruption too."""
+        preview = None if picture is None else ("JPEG", picture, PREVIEW_SIZE)
+        self._bar.update_absolute(done, preview=preview)
+
+
+def preview_picture(model: ModelPatcher, denoised: Tensor) -> Image.Image | None:
+    """A quick look at latents in the model's space, as the host's samplers give it; None when previews are off."""
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    return None if previewer is None else previewer.decode_latent_to_preview_image("JPEG", denoised)[1]
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+
+def host_sampler(name: str) -> Sampler:
+    return comfy.samplers.sampler_object(name)
+
+
+def function_sampler(sample: Callable[..., Tensor]) -> Sampler:
+    """A sampler from `sample(model, x, sigmas, extra_args, callback, disable)`."""
+    return comfy.samplers.KSAMPLER(sample)
+
+
+def host_sigmas(model: ModelPatcher, scheduler: str, steps: int) -> Tensor:
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+
+
+def sampling_shift(model: ModelPatcher) -> float:
+    """The schedule shift that the model carries, from its loader or from a node such as ModelSamplingSD3."""
+    return float(model.get_model_object("model_sampling").shift)
+
+
+def sample(
+    model: ModelPatcher,
+    noise: Tensor,
+    *,
+    cfg: float,
+    sampler: Sampler,
+    sigmas: Tensor,
+    positive: list,
+    negative: list,
+    seed: int,
+    callback: Callable[[int, Tensor, Tensor, int], None],
+) -> Tensor:
+    """Noise to latents as the VAE makes them (not normalised), through everything that is attached to the model."""
+    return comfy.sample.sample_custom(
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        torch.zeros_like(noise),
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    return comfy.utils.load_torch_file(str(path), safe_load=True)
+
+
+@contextmanager
+def _recognised(config: type[HostS2VConfig]) -> Iterator[None]:
+    """While this lasts, the host finds our configuration first."""
+    comfy.supported_models.models.insert(0, config)
+    try:
+        yield
+    finally:
+        comfy.supported_models.models.remove(config)
+
+
+def load_diffusion_model(
+    tensors: dict[str, Tensor], config: type[HostS2VConfig], options: Mapping[str, object]
+) -> ModelPatcher:
+    """Weights into the model of `config`; dtypes, fp8 and operations are chosen by the host."""
+    with _recognised(config):
+        return comfy.sd.load_diffusion_model_state_dict(tensors, model_options=dict(options))
+
+
+def compute_dtype() -> torch.dtype:
+    """What the host would compute a large transformer in on this machine."""
+    return comfy.model_management.unet_dtype(supported_dtypes=HostS2VConfig.supported_inference_dtypes)
+
+
+def patch_function(patches: list, key: str) -> Callable[[Tensor], Tensor]:
+    """A weight -> the weight with LoRAs and the like added."""
+    return lambda weight: comfy.lora.calculate_weight(patches, weight, key, intermediate_dtype=weight.dtype)
+
+
+def is_lowvram_patch(function: Callable[[Tensor], Tensor]) -> bool:
+    """Whether this is how the host patches a weight that it holds back."""
+    return isinstance(function, comfy.model_patcher.LowVramPatch)
+
+
+def make_vae(weights: dict[str, Tensor], make: Callable[..., nn.Module]) -> VAE:
+    """The host's VAE around our own first stage, in float32; `make` stands in for the host's class meanwhile."""
+    theirs = comfy.ldm.wan.vae.WanVAE
+    comfy.ldm.wan.vae.WanVAE = make
+    try:
+        return VAE(sd=weights, dtype=torch.float32)
+    finally:
+        comfy.ldm.wan.vae.WanVAE = theirs
+
+
+def vae_patcher(model: nn.Module) -> ModelPatcher:
+    """A first stage under the host's memory management."""
+    return ModelPatcher(
+        model,
+        load_device=comfy.model_management.vae_device(),
+        offload_device=comfy.model_management.vae_offload_device(),
+    )
+
+
+def constant(value: object) -> comfy.conds.CONDConstant:
+    """A value for the model that is no tensor."""
+    return comfy.conds.CONDConstant(value)
+
+
+def run_wrapped(
+    function: Callable[..., Tensor], model: nn.Module, options: dict, *args: object, **extra: object
+) -> Tensor:
+    """Call `function(*args, options, **extra)` through what is wrapped around the diffusion model."""
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(function, model, wrappers)
+    return executor.execute(*args, options, **extra)
+
+
+def after_sampling(model: ModelPatcher, name: str, then: Callable[[], None]) -> None:
+    """Have `then` called at the end of every sampling run of the model and its clones, whatever ends it."""
+
+    def around(executor: Callable[..., Tensor], *args: object, **kwargs: object) -> Tensor:
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            then()
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, name, around)

@@ -1,0 +1,196 @@
+"""From a node's inputs to what the clip loop takes: size, plans, conditioning; and what clips hand on to each other.
+
+Knows the host's IMAGE, VIDEO and CONDITIONING; computes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..s2v_core.conditioning.image import fit_picture
+from ..s2v_core.conditioning.pose import PoseVideo
+from ..s2v_core.errors import ConfigError, MediaError, ShapeError
+from ..s2v_core.geometry import VideoSize, fit_size
+from ..s2v_core.media.video_io import probe_video, read_timed_frames
+from ..s2v_core.types import ClipInputs, ClipPlan, ClipSettings, Conditioning, MotionMemory
+from ..s2v_core.video.generate import clip_inputs, kept_frames, open_stream
+from ..s2v_core.video.memory import after, blank_memory, memory_from_image
+from ..s2v_core.video.timeline import plan_clips
+from . import host
+from .codec import HostCodec, codec_of
+from .sound import DrivingSound
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Motion:
+    """What one clip hands to the next (S2V_MOTION)."""
+
+    num_clips: int   # finished before the next one
+    memory: MotionMemory
+    size: VideoSize
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """What decoding a sampled clip needs (S2V_CLIP)."""
+
+    plan: ClipPlan
+    opening: Tensor        # [1, 16, T, h, w] latents that the decode opens with: the reference's or the motion's
+    before: MotionMemory
+    size: VideoSize
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A video that is asked for: everything but the sampler."""
+
+    conditioning: Conditioning
+    plans: tuple[ClipPlan, ...]
+    settings: ClipSettings
+    codec: HostCodec
+    start_from_image: bool
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        model_area: int,
+        positive: list,
+        negative: list,
+        vae: host.VAE,
+        image: Tensor,
+        sound: DrivingSound,
+        width: int,
+        height: int,
+        fps: float,
+        seed: int,
+        start_from_image: bool,
+        pose_video: object | None,
+    ) -> Job:
+        """Open, fit and encode what the inputs hold.
+
+        Args:
+            model_area: pixels of a video whose width and height are both 0.
+            image: the host's [B, H, W, 3] in 0..1; the first picture is the reference.
+
+        Raises: ConfigError, ShapeError, MediaError.
+        """
+        picture = picture_of(image)
+        size = video_size(picture, width, height, model_area)
+        settings = ClipSettings(fps=fps)
+        codec = codec_of(vae)
+        reference = fit_picture(picture, size)
+        conditioning = Conditioning(
+            size=size,
+            prompt_embeds=prompt_embeds(positive),
+            negative_prompt_embeds=prompt_embeds(negative),
+            reference_frames=reference,
+            reference_latent=codec.encode(reference),
+            audio=sound.features(fps),
+            pose=None if pose_video is None else open_pose(pose_video, size, fps),
+        )
+        plans = plan_clips(sound.num_frames(fps), settings, seed=seed, start_from_image=start_from_image)
+        return cls(
+            conditioning=conditioning, plans=plans, settings=settings, codec=codec, start_from_image=start_from_image
+        )
+
+    def next_plan(self, motion: Motion | None) -> ClipPlan:
+        """The clip that follows `motion`; without one, the first. Raises: ConfigError past the sound's end."""
+        index = 0 if motion is None else motion.num_clips
+        if index >= len(self.plans):
+            raise ConfigError(
+                f"the sound ends with clip {len(self.plans)}, and the motion input comes from that clip: "
+                "remove this node, or use longer sound"
+            )
+        if motion is not None and (motion.size, motion.fps) != (self.conditioning.size, self.settings.fps):
+            raise ConfigError(
+                f"the clip before was {motion.size} at {motion.fps:g} fps, this one is {self.conditioning.size} at "
+                f"{self.settings.fps:g}; give both the same width, height and fps"
+            )
+        return self.plans[index]
+
+    def memory_before(self, motion: Motion | None) -> MotionMemory:
+        if motion is not None:
+            return motion.memory
+        if self.start_from_image:
+            return memory_from_image(self.conditioning.reference_frames, self.settings.motion_frames)
+        return blank_memory(self.conditioning.size, self.settings.motion_frames)
+
+    def inputs(self, plan: ClipPlan, memory: MotionMemory) -> tuple[ClipInputs, Tensor]:
+        """What directs a clip, and the latents that its decode opens with."""
+        motion_latents = self.codec.encode(memory.frames) if plan.uses_motion else None
+        inputs = clip_inputs(plan, self.conditioning, self.codec, motion_latents)
+        return inputs, inputs.reference_latent if motion_latents is None else motion_latents
+
+    def empty_latents(self) -> Tensor:
+        """[1, 16, T, h, w] of a clip."""
+        _, channels, _, height, width = self.conditioning.reference_latent.shape
+        return torch.zeros(1, channels, self.settings.num_latents, height, width)
+
+
+def decode(clip: Clip, samples: Tensor, vae: host.VAE) -> tuple[Tensor, Motion]:
+    """Sampled latents in the VAE's own space -> the clip's frames [1, 3, F, H, W], and what the next clip sees.
+
+    Raises: ShapeError when the latents are not of the clip's size.
+    """
+    expected = (16, (clip.plan.stop_frame - clip.plan.start_frame) // 4, *clip.opening.shape[-2:])
+    if tuple(samples.shape[1:]) != expected:
+        raise ShapeError(
+            f"the latent input is {list(samples.shape)}, the clip's is {[1, *expected]}: "
+            "connect the sampler that used the latent of the same S2V Conditioning node"
+        )
+    codec = codec_of(vae)
+    latents = host.LATENT_FORMAT.process_in(samples[:1].float())
+    frames = kept_frames(open_stream(codec, clip.opening), clip.plan, latents, clip.size)
+    memory = after(clip.before, frames)
+    return frames, Motion(num_clips=clip.plan.index + 1, memory=memory, size=clip.size, fps=clip.fps)
+
+
+def prompt_embeds(conditioning: list) -> Tensor:
+    return conditioning[0][0]
+
+
+def picture_of(image: Tensor) -> Image.Image:
+    """The first picture of a host IMAGE. Raises: MediaError when there is none."""
+    if not image.shape[0]:
+        raise MediaError("the image input holds no picture; connect one to it")
+    pixels = (image[0, ..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return Image.fromarray(pixels)
+
+
+def to_image(frames: Tensor) -> Tensor:
+    """[1, 3, F, H, W] in [-1, 1] -> the host's IMAGE, [F, H, W, 3] in 0..1."""
+    return frames[0].permute(1, 2, 3, 0).add(1).div(2).clamp(0, 1).contiguous()
+
+
+def video_size(picture: Image.Image, width: int, height: int, area: int) -> VideoSize:
+    """The size asked for; the picture's shape at `area` pixels where both sides are 0."""
+    if (width == 0) != (height == 0):
+        raise ConfigError(f"set both width and height, or leave both at 0; got {width}x{height}")
+    return VideoSize(width=width, height=height) if width else fit_size(*picture.size, area)
+
+
+def open_pose(video: object, size: VideoSize, fps: float) -> PoseVideo:
+    """A host VIDEO as pose frames by their time, whatever its frame rate; read from disk as it is needed."""
+    path = video_path(video)
+    return PoseVideo(lambda: read_timed_frames(path), duration=probe_video(path).duration, size=size, fps=fps)
+
+
+def video_path(video: object) -> Path:
+    """The file of a VIDEO; one that is only in memory goes into the host's temporary folder."""
+    source = video.get_stream_source()
+    if isinstance(source, str):
+        return Path(source)
+    content = source.getvalue()
+    path = host.temp_folder() / f"wan_s2v_{hashlib.sha256(content).hexdigest()[:16]}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path

@@ -1,0 +1,162 @@
+"""The host's sampler and model as the clip loop's Denoiser.
+
+Knows the host's conditioning keys and sampling calls; clips, motion and sound are the loop's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..s2v_core.errors import ConfigError
+from ..s2v_core.sampling.sigmas import make_schedule
+from ..s2v_core.sampling.solvers import SOLVER_STEPS, History
+from ..s2v_core.types import ClipInputs, StepCallback
+from . import host
+from . import model as models
+from .transformer import TIMESTEPS
+
+OUR_SAMPLERS = {"wan_unipc": "unipc", "wan_dpm++": "dpm++"}         # the official solvers, as our core computes them
+OUR_SCHEDULERS = {"wan": "unipc", "wan_few_step": "few-step"}       # the official noise levels, by solver
+SAMPLERS = (*OUR_SAMPLERS, *host.SAMPLERS)
+SCHEDULERS = (*OUR_SCHEDULERS, *host.SCHEDULERS)
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """The host lets values through that are on no list. Raises: ConfigError."""
+    if value not in known:
+        raise ConfigError(f"{name} {value!r} is not known here; choose one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How clips are sampled: the widgets of a node."""
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+
+    def __post_init__(self) -> None:
+        check_choice("sampler_name", self.sampler, SAMPLERS)
+        check_choice("scheduler", self.scheduler, SCHEDULERS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Levels:
+    """The noise levels of a run."""
+
+    sigmas: Tensor                                  # [S+1], ends in 0
+    timesteps: tuple[tuple[float, float], ...]      # (1000*sigma, what the model is told); empty: 1000*sigma
+
+    @classmethod
+    def of(cls, model: host.ModelPatcher, sampling: Sampling) -> Levels:
+        if sampling.scheduler not in OUR_SCHEDULERS:
+            return cls(sigmas=host.host_sigmas(model, sampling.scheduler, sampling.steps), timesteps=())
+        solver = OUR_SCHEDULERS[sampling.scheduler]
+        if solver == "unipc":
+            solver = OUR_SAMPLERS.get(sampling.sampler, solver)
+        schedule = make_schedule(solver, sampling.steps, host.sampling_shift(model))
+        told = tuple(zip((1000 * schedule.sigmas[:-1]).tolist(), schedule.timesteps.tolist(), strict=True))
+        return cls(sigmas=schedule.sigmas, timesteps=told)
+
+
+def clip_keys(inputs: ClipInputs) -> tuple[dict[str, object], dict[str, object]]:
+    """What the host's S2V models take from positive and negative conditioning, under the host's names.
+
+    Latents go back to the VAE's own space: the model normalises them. The negative side hears zeros.
+    """
+    out = host.LATENT_FORMAT.process_out
+    shared: dict[str, object] = {"reference_latents": [out(inputs.reference_latent)]}
+    if inputs.motion_latents is not None:
+        shared["reference_motion"] = out(inputs.motion_latents)
+    if inputs.pose_latents is not None:
+        shared["control_video"] = out(inputs.pose_latents)
+    features = inputs.audio_features
+    return {**shared, "audio_embed": features}, {**shared, "audio_embed": torch.zeros_like(features)}
+
+
+class HostDenoiser:
+    """Noise to latents by the host's sampler and whatever is attached to its model.
+
+    Args:
+        model: an S2V MODEL, ours or the host's own.
+        positive, negative: conditioning of the prompts.
+        on_denoised: shown the clean estimate of every step, in the model's latent space, before the step is counted.
+    """
+
+    def __init__(
+        self,
+        model: host.ModelPatcher,
+        positive: list,
+        negative: list,
+        sampling: Sampling,
+        on_denoised: Callable[[Tensor], None],
+    ) -> None:
+        self.levels = Levels.of(model, sampling)
+        self.model = _told(model, self.levels)
+        self.positive, self.negative = positive, negative
+        self.sampling = sampling
+        self.sampler = _sampler(sampling.sampler)
+        self.on_denoised = on_denoised
+
+    def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
+        """[1, 16, T, h, w] noise -> normalised latents."""
+        models.check_fit(self.model, inputs.audio_features, inputs.prompt_embeds)
+        positive, negative = clip_keys(inputs)
+
+        def callback(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+            self.on_denoised(denoised)
+            on_step(step + 1, total)
+
+        latents = host.sample(
+            self.model,
+            self._scaled(noise),
+            cfg=self.sampling.cfg,
+            sampler=self.sampler,
+            sigmas=self.levels.sigmas,
+            positive=host.with_values(self.positive, positive),
+            negative=host.with_values(self.negative, negative),
+            seed=self.sampling.seed,
+            callback=callback,
+        )
+        return host.LATENT_FORMAT.process_in(latents.float())
+
+    def _scaled(self, noise: Tensor) -> Tensor:
+        """The host multiplies noise by the first sigma, which in our schedules is a hair below 1; Wan-S2V does not."""
+        return noise / self.levels.sigmas[0] if self.levels.timesteps else noise
+
+
+def _told(model: host.ModelPatcher, levels: Levels) -> host.ModelPatcher:
+    """The model, knowing what our transformer is told at each level."""
+    model = model.clone()
+    model.model_options.setdefault("transformer_options", {})[TIMESTEPS] = levels.timesteps
+    return model
+
+
+def _sampler(name: str) -> host.Sampler:
+    if name not in OUR_SAMPLERS:
+        return host.host_sampler(name)
+    step = SOLVER_STEPS[OUR_SAMPLERS[name]]
+
+    def sample(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict | None = None,
+        callback: Callable[[dict], None] | None = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        levels, history = sigmas.tolist(), History()
+        for i, sigma in enumerate(levels[:-1]):
+            denoised = model(x, sigmas[i] * x.new_ones(x.shape[0]), **(extra_args or {}))
+            if callback is not None:
+                callback({"i": i, "denoised": denoised, "x": x, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
+            x, history = step(levels, i, x, (x - denoised) / sigma, history)
+        return x
+
+    return host.function_sampler(sample)

@@ -1,0 +1,75 @@
+"""S2V Long Video: the whole sound in one node.
+
+Knows widgets; the run is in `run.py`.
+"""
+
+from __future__ import annotations
+
+from ..s2v_core.types import CONTINUITIES
+from . import host
+from .host import io
+from .sockets import CATEGORY, how_large, how_to_begin, how_to_sample, what_to_show
+
+
+class LongVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from .sampling import SAMPLERS, SCHEDULERS
+
+        return host.schema(
+            node_id="S2VLongVideo",
+            display_name="S2V Long Video",
+            category=CATEGORY,
+            description="A picture and a sound become a video of exactly the sound's length, however long. Clips are "
+                        "kept on disk as they are finished: after Cancel, run again to go on. Save it with Save Video.",
+            search_aliases=["wan s2v", "talking head", "lip sync", "sound to video", "speech to video", "extend"],
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan2.2-S2V model: ours, or the host's own."),
+                *what_to_show(),
+                *how_to_sample(SAMPLERS, SCHEDULERS),
+                *how_large(),
+                io.Combo.Input("continuity", options=list(CONTINUITIES), default="exact",
+                               tooltip="How a clip continues the one before: exact, as the official code does it; "
+                                       "carry decodes less and looks slightly different."),
+                *how_to_begin(),
+            ],
+            outputs=[io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: object,
+        positive: list,
+        negative: list,
+        vae: object,
+        image: object,
+        audio: object,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        width: int,
+        height: int,
+        fps: float,
+        continuity: str,
+        start_from_image: bool,
+        pose_video: object | None = None,
+    ) -> io.NodeOutput:
+        from .job import Job
+        from .model import default_area
+        from .run import long_video
+        from .sampling import Sampling, check_choice
+
+        check_choice("continuity", continuity, CONTINUITIES)
+        job = Job.of(
+            model_area=default_area(model), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
+            width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
+        )  # fmt: skip
+        sampling = Sampling(seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler)
+        path = long_video(
+            job, model, positive, negative, audio, sampling, continuity=continuity, node_id=cls.hidden.unique_id
+        )
+        return io.NodeOutput(host.video_file(path))

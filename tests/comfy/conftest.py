@@ -1,0 +1,65 @@
+"""A ComfyUI for the tests of this folder; without one they are left out, and one line says why."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from s2v_core.checkpoints.files import open_weights
+from s2v_core.components import BUNDLED
+
+from ..cli.media import silent_video
+from ..core.checkpoints_tiny import save_fp8_scaled, save_gguf
+from .server import ROOT, Server, find_host
+from .tiny import save_lora, tiny_weights
+
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config, items):
+    if find_host()[0] is not None:
+        return
+    need_host = [item for item in items if "comfy" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in need_host]
+    config.stash[LEFT_OUT] = len(need_host)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash.get(LEFT_OUT, 0):
+        terminalreporter.line(f"tests/comfy: {config.stash[LEFT_OUT]} tests skipped: {find_host()[1]}")
+
+
+@pytest.fixture(scope="session")
+def comfy():
+    """ComfyUI's folder."""
+    return find_host()[0]
+
+
+@pytest.fixture(scope="session")
+def server(comfy, tmp_path_factory):
+    """One server for all tests, with media, small weight files and the stand-in pack where it looks for them."""
+    base = tmp_path_factory.mktemp("comfy")
+    furnish(base)
+    with Server(comfy, base) as running:
+        yield running
+
+
+def furnish(base):
+    for name in ("input", "models/diffusion_models", "models/loras", "custom_nodes"):
+        (base / name).mkdir(parents=True)
+    for name in ("face.png", "speech.wav"):
+        shutil.copy(ROOT / "samples" / name, base / "input" / name)
+    silent_video(base / "input" / "pose.mp4")
+    models, loras = base / "models" / "diffusion_models", base / "models" / "loras"
+    weights = tiny_weights()
+    save_file(weights, models / "tiny.safetensors")
+    save_fp8_scaled(models / "tiny_fp8_scaled.safetensors", weights)
+    save_gguf(models / "tiny-Q8_0.gguf", weights)
+    stored = open_weights(BUNDLED / "transformer.safetensors").tensors
+    save_lora(loras / "bundled_lora.safetensors", {name: tensor.dense(None) for name, tensor in stored.items()})
+    save_lora(loras / "tiny_lora.safetensors", weights)
+    (base / "custom_nodes" / "stand_ins").symlink_to(Path(__file__).parent / "stand_ins")

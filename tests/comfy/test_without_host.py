@@ -1,0 +1,219 @@
+"""The nodes' own arithmetic, with the host faked as thinly as possible."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from s2v_core.models.dit import WanS2VTransformer
+from s2v_core.ops import layers
+
+from ..core.checkpoints_tiny import CONFIG, randomised
+from .fake_host import load_pack, part
+from .server import ROOT
+
+T, SIDE = 3, 8
+
+
+@pytest.fixture
+def pack(monkeypatch, tmp_path):
+    return load_pack(monkeypatch, tmp_path)
+
+
+def directions(seed=0, batch=1):
+    g = torch.Generator().manual_seed(seed)
+
+    def noise(*shape):
+        return torch.randn(batch, *shape, generator=g)
+
+    return {
+        "reference_latent": noise(16, 1, SIDE, SIDE),
+        "audio_embed": noise(25, CONFIG.audio_dim, 4 * T),
+        "reference_motion": noise(16, 19, SIDE, SIDE),
+        "control_video": noise(16, T, SIDE, SIDE),
+    }
+
+
+def both_transformers(pack):
+    """The core's, and the host's form of it with the same weights."""
+    plain = randomised(WanS2VTransformer(CONFIG))
+    kind = part(pack, "nodes.transformer").HostTransformer
+    config = part(pack, "s2v_core.config").TransformerConfig(**{f: getattr(CONFIG, f) for f in CONFIG.__slots__})
+    hosted = kind(s2v_config=config, operations=layers, dtype=torch.float32, num_heads=99)
+    hosted.load_state_dict(plain.state_dict())
+    return plain, hosted.requires_grad_(False)
+
+
+def test_the_extension_lists_the_nodes_that_the_schema_file_pins(pack):
+    nodes = asyncio.run(pack.comfy_entrypoint().get_node_list())
+    pinned = json.loads((ROOT / "tests" / "comfy" / "schema.json").read_text(encoding="utf-8"))
+    found = {node.define_schema().node_id: [i.id for i in node.define_schema().inputs] for node in nodes}
+    assert found == {name: [entry.split(":")[0] for entry in spec["inputs"]] for name, spec in pinned.items()}
+    assert pack.WEB_DIRECTORY == "./web"
+
+
+def test_every_input_has_a_tooltip_and_numbers_have_a_range(pack):
+    for node in asyncio.run(pack.comfy_entrypoint().get_node_list()):
+        for entry in node.define_schema().inputs:
+            assert entry.tooltip.endswith("."), (node, entry.id)
+            if isinstance(getattr(entry, "default", None), float) or hasattr(entry, "step"):
+                assert entry.min <= entry.default <= entry.max
+
+
+def test_the_hosts_call_gives_the_cores_velocity(pack):
+    plain, hosted = both_transformers(pack)
+    x, context, given = torch.randn(1, 16, T, SIDE, SIDE), torch.randn(1, 5, CONFIG.text_dim), directions()
+    clip = plain.prepare_clip(
+        prompt=plain.prepare_prompt(context), num_latents=T, reference_latent=given["reference_latent"],
+        audio_features=given["audio_embed"], motion_latents=given["reference_motion"],
+        pose_latents=given["control_video"],
+    )  # fmt: skip
+    timestep = torch.tensor([800.0])
+    assert torch.allclose(hosted(x, timestep, context, {}, **given), plain(x, timestep, clip), atol=1e-5)
+
+
+def test_constants_are_made_once_a_run_and_branch_and_again_after_it(pack, monkeypatch):
+    _, hosted = both_transformers(pack)
+    made = []
+    prepare = hosted.prepare_clip
+    monkeypatch.setattr(hosted, "prepare_clip", lambda **kwargs: made.append(1) or prepare(**kwargs))
+    x, context, given = torch.randn(1, 16, T, SIDE, SIDE), torch.randn(1, 5, CONFIG.text_dim), directions()
+
+    def step(uuid, **extra):
+        hosted(x, torch.tensor([500.0]), context, {"uuids": [uuid]} if uuid else {}, **given, **extra)
+        return len(made)
+
+    assert [step("a"), step("b"), step("a"), step("b")] == [1, 2, 2, 2]
+    hosted.constants.forget()
+    assert step("a") == 3
+    assert step("a", weights_change=True) == 4, "hooks change weights between steps"
+    assert step(None) == 5, "a host that does not say what is what gets nothing stale"
+
+
+def test_a_context_window_hears_and_sees_its_own_stretch(pack):
+    _, hosted = both_transformers(pack)
+    x, context, given = torch.randn(1, 16, T, SIDE, SIDE), torch.randn(1, 5, CONFIG.text_dim), directions()
+    options = {"context_window": SimpleNamespace(index_list=[1, 2])}
+    inside = hosted(x[:, :, 1:], torch.tensor([500.0]), context, options, **given)
+    cut = {**given, "audio_embed": given["audio_embed"][..., 4:], "control_video": given["control_video"][:, :, 1:]}
+    assert torch.equal(inside, hosted(x[:, :, 1:], torch.tensor([500.0]), context, {}, **cut))
+
+
+def test_a_replaced_block_is_skipped_and_told_its_number(pack):
+    _, hosted = both_transformers(pack)
+    x, context, given = torch.randn(1, 16, T, SIDE, SIDE), torch.randn(1, 5, CONFIG.text_dim), directions()
+    seen = []
+
+    def skip(args, more):
+        seen.append(args["img"].shape)
+        return {"img": args["img"]}
+
+    options = {"patches_replace": {"dit": {("double_block", 1): skip}}}
+    skipped = hosted(x, torch.tensor([500.0]), context, options, **given)
+    keep = {"patches_replace": {"dit": {("double_block", 1): lambda args, more: more["original_block"](args)}}}
+    plain = hosted(x, torch.tensor([500.0]), context, {}, **given)
+    assert len(seen) == 1 and not torch.allclose(skipped, plain)
+    assert torch.equal(hosted(x, torch.tensor([500.0]), context, keep, **given), plain)
+
+
+def test_cancel_is_heard_before_every_block(pack, monkeypatch):
+    _, hosted = both_transformers(pack)
+    asked = []
+    monkeypatch.setattr(part(pack, "nodes.host"), "stop_if_asked", lambda: asked.append(1))
+    x, context = torch.randn(1, 16, T, SIDE, SIDE), torch.randn(1, 5, CONFIG.text_dim)
+    hosted(x, torch.tensor([500.0]), context, {}, **directions())
+    assert len(asked) == CONFIG.num_layers
+
+
+def test_without_a_reference_picture_the_error_says_what_to_connect(pack):
+    _, hosted = both_transformers(pack)
+    given = {**directions(), "reference_latent": None}
+    with pytest.raises(Exception, match="connect an image"):
+        hosted(torch.randn(1, 16, T, SIDE, SIDE), torch.tensor([5.0]), torch.randn(1, 5, CONFIG.text_dim), {}, **given)
+
+
+def test_our_schedules_tell_the_model_whole_timesteps_and_others_leave_them(pack):
+    told = part(pack, "nodes.transformer").told_timestep
+    options = {"s2v_timesteps": ((999.67, 999.0), (937.4, 937.0))}
+    assert told(torch.tensor([937.4]), options).tolist() == [937.0]
+    assert told(torch.tensor([500.25]), options).tolist() == [500.25]
+    assert told(torch.tensor([937.4]), {}).tolist() == pytest.approx([937.4])
+
+
+@pytest.mark.parametrize(
+    "start, end, expected", [(0, 0, 22050 * 3), (1, 2, 22050), (0.25, 1.0, 16537), (2.5, 9, 11025)]
+)
+def test_trimming_never_buys_a_sample_more_than_was_asked_for(pack, start, end, expected):
+    sound = part(pack, "nodes.sound")
+    audio = {"waveform": torch.randn(1, 2, 22050 * 3), "sample_rate": 22050}
+    heard, driving = sound.trimmed(audio, None, start=start, end=end, offset=0)
+    assert heard.samples.shape[1] == driving.samples.shape[1] == expected
+
+
+def test_the_driving_sound_is_moved_and_what_is_heard_is_not(pack):
+    sound = part(pack, "nodes.sound")
+    waveform = torch.arange(1.0, 1001)[None, None] / 1000
+    heard, driving = sound.trimmed({"waveform": waveform, "sample_rate": 1000}, None, start=0, end=0, offset=0.1)
+    assert torch.equal(heard.samples, waveform[0])
+    assert driving.samples[0, :100].abs().max() == 0 and torch.equal(driving.samples[:, 100:], waveform[0, :, :900])
+    _, earlier = sound.trimmed({"waveform": waveform, "sample_rate": 1000}, None, start=0, end=0, offset=-0.1)
+    assert torch.equal(earlier.samples[:, :900], waveform[0, :, 100:]) and earlier.samples[0, 900:].abs().max() == 0
+
+
+def test_driving_audio_of_another_rate_lasts_as_long_as_what_is_heard(pack):
+    sound = part(pack, "nodes.sound")
+    audio = {"waveform": torch.randn(1, 1, 44100 * 2), "sample_rate": 44100}
+    vocals = {"waveform": torch.randn(1, 1, 16000), "sample_rate": 16000}
+    heard, driving = sound.trimmed(audio, vocals, start=0.5, end=2, offset=0)
+    assert heard.seconds == driving.seconds == 1.5
+    assert torch.equal(driving.samples[:, :8000], vocals["waveform"][0, :, 8000:])
+
+
+def test_start_behind_end_is_refused_with_both_values(pack):
+    sound = part(pack, "nodes.sound")
+    with pytest.raises(Exception, match=r"start 2 s and end 1 s leave nothing of 3\.00 s"):
+        sound.trimmed({"waveform": torch.randn(1, 1, 3000), "sample_rate": 1000}, None, start=2, end=1, offset=0)
+
+
+def test_whole_number_samples_become_fractions_of_full_scale(pack):
+    sound = part(pack, "nodes.sound")
+    waveform = torch.tensor([[[-32768, 0, 16384]]], dtype=torch.int16)
+    assert sound.waveform_of({"waveform": waveform, "sample_rate": 8000}).samples.tolist() == [[-1.0, 0.0, 0.5]]
+
+
+def test_a_fingerprint_sees_numbers_inside_anything_and_not_where_they_are_kept(pack):
+    digest = part(pack, "nodes.run").digest
+
+    def things(value):
+        return [{"b": torch.full((2,), value), "a": (1, "x", None)}, SimpleNamespace(strength=value)]
+
+    assert digest(things(0.5)) == digest(things(0.5)) != digest(things(0.25))
+
+
+def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, tmp_path):
+    node = part(pack, "nodes.loaders").LoadModel
+    answer = node.validate_inputs("gone.gguf")
+    assert "gone.gguf" in answer and str(tmp_path) in answer and "https://huggingface.co" in answer
+    (tmp_path / "here.gguf").touch()
+    assert node.validate_inputs("here.gguf") is True
+    assert "here.gguf" in part(pack, "nodes.host").model_names("diffusion_models"), "the host does not list GGUF files"
+
+
+def test_a_size_is_both_sides_or_none(pack):
+    job = part(pack, "nodes.job")
+    picture = job.picture_of(torch.rand(1, 90, 160, 3))
+    size = job.video_size(picture, 0, 0, 832 * 480)
+    assert size.width > size.height and size.width * size.height <= 832 * 480
+    assert str(job.video_size(picture, 96, 64, 128 * 128)) == "96x64"
+    with pytest.raises(Exception, match="set both width and height"):
+        job.video_size(picture, 64, 0, 128 * 128)
+
+
+def test_values_that_are_on_no_list_are_refused(pack):
+    sampling = part(pack, "nodes.sampling")
+    with pytest.raises(Exception, match="sampler_name 'magic' is not known"):
+        sampling.Sampling(seed=0, steps=1, cfg=1.0, sampler="magic", scheduler="wan")
