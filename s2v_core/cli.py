@@ -213,38 +213,46 @@ def run_batch(pipeline: WanS2VPipeline, jobs: Sequence[Job], *, is_quiet: bool, 
 
 
 def run_job(pipeline: WanS2VPipeline, job: Job, *, is_quiet: bool, is_dry: bool) -> None:
-    """Plan one video, say so, and make it."""
-    request = job.request
-    plan = pipeline.plan(request)
+    """Say what one video will be, and make it."""
     heading = f"{job.where}: " if job.where else ""
     if is_dry:
-        say(f"{heading}{request.output}\n{plan}")
+        say(f"{heading}{job.request.output}\n{pipeline.plan(job.request)}")
         return
-    if not is_quiet:
-        say(f"{heading}{request.output}\n{plan}", sys.stderr)
     began = time.monotonic()
-    result = follow(pipeline, request, plan, is_quiet=is_quiet)
-    length = f"{result.num_frames} frames, {result.num_frames / plan.fps:.2f} s"
+    result = follow(pipeline, job.request, Watch(f"{heading}{job.request.output}", is_quiet=is_quiet))
+    length = f"{result.num_frames} frames, {result.seconds:.2f} s"
     say(f"{result.path}: {length}, made in {duration(time.monotonic() - began)}")
 
 
-def follow(pipeline: WanS2VPipeline, request: Request, plan: JobPlan, *, is_quiet: bool) -> RunResult:
-    """Run with a progress line; say where the finished clips are when it stops early."""
-    progress = Progress(io.StringIO() if is_quiet else sys.stderr)
+class Watch(Progress):
+    """A progress line, and before it the plan."""
+
+    def __init__(self, heading: str, *, is_quiet: bool) -> None:
+        super().__init__(io.StringIO() if is_quiet else sys.stderr)
+        self.heading = heading
+        self.plan: JobPlan | None = None
+
+    def planned(self, plan: JobPlan) -> None:
+        self.plan = plan
+        say(f"{self.heading}\n{plan}", self.stream)
+
+
+def follow(pipeline: WanS2VPipeline, request: Request, watch: Watch) -> RunResult:
+    """Run under somebody's eyes; say where the finished clips are when it stops early."""
     try:
-        return pipeline.run(request, progress=progress)
+        return pipeline.run(request, progress=watch)
     except (KeyboardInterrupt, Interrupted) as error:
-        raise Interrupted(f"stopped; {kept(plan)}") from error
+        raise Interrupted(f"stopped; {kept(watch.plan)}") from error
     except S2VError:
         raise
     except Exception as error:   # one that no room has put into words
-        raise OutputError(f"{sentence(error)}; {kept(plan)}") from error
+        raise OutputError(f"{sentence(error)}; {kept(watch.plan)}") from error
     finally:
-        progress.close()
+        watch.close()
 
 
-def kept(plan: JobPlan) -> str:
-    if not plan.take.is_dir():
+def kept(plan: JobPlan | None) -> str:
+    if plan is None or not plan.take.is_dir():
         return "nothing was finished yet"
     return f"finished clips are kept in {plan.take}, and the same command continues there"
 

@@ -47,8 +47,9 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Who is told how far a run is."""
+    """Who is told what a run will do, and how far it is."""
 
+    def planned(self, plan: JobPlan) -> None: ...
     def clip_started(self, index: int, total: int, steps: int) -> None: ...
     def step(self, index: int, step: int, steps: int) -> None: ...
     def clip_finished(self, index: int, total: int) -> None: ...
@@ -57,6 +58,9 @@ class Progress(Protocol):
 
 class Silent:
     """Progress that nobody watches."""
+
+    def planned(self, plan: JobPlan) -> None:
+        pass
 
     def clip_started(self, index: int, total: int, steps: int) -> None:
         pass
@@ -173,7 +177,7 @@ class WanS2VPipeline:
     def plan(self, request: Request) -> JobPlan:
         """What `run` would do, checked as far as it can be without weights.
 
-        Raises: MediaError, ShapeError, ConfigError.
+        Raises: MediaError, ShapeError, ConfigError; OutputError for a place that cannot be written.
         """
         with self._opened(request) as job:
             return job.plan
@@ -186,8 +190,8 @@ class WanS2VPipeline:
         if request.output is None:
             raise ConfigError("a run needs an output file; call the pipeline itself to decide later where to save")
         progress = progress or Silent()
-        require_writable(request.output)
         with self._opened(request) as job:
+            progress.planned(job.plan)
             with Take.open(job.plan.take, self._fingerprint(job)) as take:
                 self._fill(take, job, progress)
                 self._join(take, job, request.output)
@@ -245,6 +249,8 @@ class WanS2VPipeline:
     def _opened(self, request: Request) -> Iterator[_Job]:
         """The request's media, opened and checked, and the plan that follows from them."""
         with ExitStack() as stack:
+            if request.output is not None:
+                require_writable(request.output)
             picture = read_picture(request.image)
             sound = stack.enter_context(open_sound(request.audio))
             size = request.size or fit_size(*picture.size, request.max_area or self.components.config.default_area)

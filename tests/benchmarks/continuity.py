@@ -2,8 +2,8 @@
 
     python tests/benchmarks/continuity.py
 
-PSNR (dB, higher is closer) of the kept frames of each clip, and the CPU seconds of both runs. The first clip is the same
-by construction; later clips differ in their decode and, through the motion frames, in what is denoised.
+PSNR (dB, higher is closer) of the kept frames of each clip, and the CPU seconds of both runs. The first clip is the
+same by construction; later clips differ in their decode and, through the motion frames, in what is denoised.
 """
 
 from __future__ import annotations

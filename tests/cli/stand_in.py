@@ -47,10 +47,11 @@ class Pipeline:
         return Plan(take=request.take or request.output.with_suffix(".take"), fps=request.fps)
 
     def run(self, request, progress):
+        progress.planned(self.plan(request))
         progress.clip_started(0, 2, 1)
         progress.step(0, 1, 1)
         if request.output.name in self.run_errors:
             raise self.run_errors[request.output.name]
         progress.clip_finished(0, 2)
         self.made.append(request)
-        return Result(path=request.output, num_frames=84, seconds=5.25)
+        return Result(path=request.output, num_frames=84, seconds=84 / request.fps)

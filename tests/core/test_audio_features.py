@@ -199,7 +199,8 @@ def test_a_frame_hears_what_sounds_at_its_time(fps: float) -> None:
     waveform = torch.full((1, 150 * 16_000), 1e-4)
     for second in seconds:
         waveform[0, round(second * 16_000) : round((second + 0.3) * 16_000)] = 0.5
-    slack = 0.5 / 30 + 0.02 + FEATURE_WINDOW / 16_000 + 0.03   # half a feature, a hidden state, its window, the grids' drift
+    # half a feature, a hidden state, its window, the grids' drift
+    slack = 0.5 / 30 + 0.02 + FEATURE_WINDOW / 16_000 + 0.03
     with sound_from_waveform(waveform, 16_000) as sound:
         heard = SoundFeatures(sound, loudness, fps=fps).window(0, num_video_frames(sound, fps))[0, 0, 1]
     loud = heard > heard.max() / 2

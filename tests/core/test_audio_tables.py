@@ -8,6 +8,7 @@ import re
 import pytest
 
 from s2v_core.conditioning.audio import feature_indices, num_features
+
 from ..golden.case import ROOT
 
 
