@@ -4,7 +4,8 @@ Knows no latents, no streams and no settings of a model. Inference only: tensors
 
 B batch, C channels, H W cells. Frames are lists of [B, C, H, W] tensors in channels-last memory, oldest first. Every
 frame goes through the same operations of the same shapes however a video is cut into calls, so results are equal bit
-for bit. `wanted` is how many of the newest frames somebody will look at; a layer makes no others.
+for bit. `wanted` is how many of the newest frames somebody will look at; a layer makes no others, and `needed`
+says how many it must be given for them.
 """
 
 from __future__ import annotations
@@ -141,9 +142,17 @@ class ResidualBlock(nn.Module):
         return wanted + 4
 
     def forward(self, frames: Frames, carry: Carry, wanted: int = EVERY) -> Frames:
+        out: Frames = []
+        for i in range(0, len(frames), 2):   # two at a time, for what lies between the convolutions takes much memory
+            later = max(0, len(frames) - i - 2)
+            out += self._two(frames[i : i + 2], carry, wanted - later)
+        return out
+
+    def _two(self, frames: Frames, carry: Carry, wanted: int) -> Frames:
         norm1, conv1, norm2, conv2 = self.residual.values()
         out = conv1([norm1(x) for x in frames], carry, wanted + 2)
-        out = conv2([norm2(x) for x in out], carry, wanted)
+        out = [norm2(x) for x in out]
+        out = conv2(out, carry, wanted)
         return [y.add_(self.shortcut(x)) for x, y in zip(newest(frames, wanted), out, strict=True)]
 
 
