@@ -49,7 +49,7 @@ HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment,
 # Peak bytes of the autoencoder at work, per pixel of a frame and per channel of its widest layers, in float32:
 # the tensors of four full-size frames that live at once, and the two frames that each causal layer carries.
 # Measured with `tests/benchmarks/vae.py` on a CPU, dim 12 and 48.
-VAE_BYTES_PER_PIXEL_AND_CHANNEL = 305
+VAE_BYTES_PER_PIXEL_AND_CHANNEL = 280
 
 
 class Components:
