@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -16,27 +18,44 @@ from ..core.checkpoints_tiny import save_fp8_scaled, save_gguf
 from .server import ROOT, Server, find_host
 from .tiny import save_lora, tiny_weights
 
+LEFT_OUT = pytest.StashKey[list[str]]()
 
-LEFT_OUT = pytest.StashKey[int]()
+
+def find_chromium():
+    """A browser and what drives it, or None and what is missing."""
+    if importlib.util.find_spec("playwright") is None:
+        return None, "the package playwright is not installed"
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    return found, "" if found else "no Chromium: set CHROMIUM to its program"
+
+
+FINDERS = {"comfy": find_host, "chromium": find_chromium}
 
 
 def pytest_collection_modifyitems(config, items):
-    if find_host()[0] is not None:
-        return
-    need_host = [item for item in items if "comfy" in getattr(item, "fixturenames", ())]
-    items[:] = [item for item in items if item not in need_host]
-    config.stash[LEFT_OUT] = len(need_host)
+    lines = config.stash.setdefault(LEFT_OUT, [])
+    for need, find in FINDERS.items():
+        without = [item for item in items if need in getattr(item, "fixturenames", ())]
+        if without and find()[0] is None:
+            items[:] = [item for item in items if item not in without]
+            lines.append(f"tests/comfy: {len(without)} tests skipped: {find()[1]}")
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if config.stash.get(LEFT_OUT, 0):
-        terminalreporter.line(f"tests/comfy: {config.stash[LEFT_OUT]} tests skipped: {find_host()[1]}")
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")
 def comfy():
     """ComfyUI's folder."""
     return find_host()[0]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """The browser's program."""
+    return find_chromium()[0]
 
 
 @pytest.fixture(scope="session")

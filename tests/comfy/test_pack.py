@@ -6,7 +6,9 @@ import importlib.util
 import json
 import re
 import sys
+import wave
 
+import numpy as np
 import pytest
 
 from .prompts import API
@@ -83,6 +85,22 @@ def test_the_host_starts_less_than_two_seconds_later_and_without_a_warning(comfy
     import_time = float(re.search(r"([\d.]+) seconds: .*wan_s2v", log)[1])
     assert import_time < 2 and min(seconds[1], seconds[3]) - min(seconds[0], seconds[2]) < 2
     assert "wan_s2v" not in " ".join(line for line in log.splitlines() if "arning" in line or "rror" in line)
+
+
+def test_the_timelines_sample_is_the_sample():
+    said = json.loads((ROOT / "web" / "sample_peaks.json").read_text(encoding="utf-8"))
+    with wave.open(str(ROOT / "samples" / "speech.wav")) as file:
+        count, rate = file.getnframes(), file.getframerate()
+        loud = np.abs(np.frombuffer(file.readframes(count), "<i2").astype(float)) / 2**15
+    assert said["duration"] == pytest.approx(count / rate, abs=1e-5)
+    number = len(said["peaks"])
+    bounds = [i * count // number for i in range(number + 1)]
+    assert said["peaks"] == pytest.approx([loud[a:b].max() for a, b in zip(bounds, bounds[1:], strict=False)], abs=1e-3)
+
+
+def test_the_script_never_takes_text_for_html():
+    script = (ROOT / "web" / "js" / "timeline.js").read_text(encoding="utf-8")
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
 
 
 def test_without_a_host_the_door_opens_to_nothing():

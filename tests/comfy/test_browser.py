@@ -1,0 +1,123 @@
+"""The front end in a headless Chromium: every bundled workflow, and the timeline of S2V Long Video."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .prompts import API, workflow
+from .server import ROOT
+
+WORKFLOWS = sorted(path.stem for path in API.glob("*.json"))
+IGNORED = {"pose": {"video-preview"}}   # inputs that the front end adds by itself
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as running:
+            yield running
+
+
+@pytest.fixture(params=["canvas", "vue"])
+def renderer(request):
+    return request.param
+
+
+@pytest.fixture
+def page(browser, server, renderer):
+    page = browser.new_page(viewport={"width": 1900, "height": 1000})
+    page.faults = []
+    ready = "window.app?.graph && window.app.extensionManager?.setting"
+    page.goto(f"http://127.0.0.1:{server.port}/", timeout=120_000)
+    page.wait_for_function(ready, timeout=120_000)
+    page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", renderer == "vue")
+    page.wait_for_timeout(1500)
+    page.reload()
+    page.wait_for_function(ready, timeout=120_000)
+    page.wait_for_timeout(2500)
+    page.on("console", lambda message: page.faults.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    yield page
+    page.close()
+
+
+def open_workflow(page, name):
+    flow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    page.evaluate("flow => app.loadGraphData(flow)", flow)
+    page.wait_for_timeout(800)
+    page.keyboard.press("Escape")
+    return flow
+
+
+def widget(page, kind, name):
+    return page.evaluate(
+        "([kind, name]) => app.graph._nodes.find(n => n.type === kind).widgets.find(w => w.name === name).value",
+        [kind, name],
+    )
+
+
+def set_widget(page, kind, **values):
+    script = """([kind, values]) => { for (const [name, value] of Object.entries(values))
+        app.graph._nodes.find(n => n.type === kind).widgets.find(w => w.name === name).value = value }"""
+    page.evaluate(script, [kind, values])
+
+
+def long_video_in_view(page):
+    page.evaluate("""() => { const node = app.graph._nodes.find(n => n.type === 'S2VLongVideo');
+        app.canvas.ds.scale = 1; app.canvas.ds.offset = [200 - node.pos[0], 120 - node.pos[1]];
+        app.canvas.setDirty(true, true) }""")
+    page.wait_for_timeout(1200)
+    return page.locator("canvas.s2v-timeline")
+
+
+def wait_for(page, timeline, **wanted):
+    script = "([canvas, wanted]) => Object.entries(wanted).every(([key, value]) => canvas.dataset[key] === value)"
+    page.wait_for_function(script, arg=[timeline.element_handle(), wanted], timeout=120_000)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_a_workflow_opens_without_a_fault_and_says_what_its_api_form_says(page, name):
+    open_workflow(page, name)
+    unknown = page.evaluate("() => app.graph._nodes.filter(n => n.has_errors).map(n => n.type)")
+    names = {str(i + 1): node for i, node in enumerate(workflow(name))}
+    found = page.evaluate("async () => (await app.graphToPrompt()).output")
+    said = {names[key]: spec for key, spec in found.items()}
+    for node, spec in said.items():
+        for key, value in list(spec["inputs"].items()):
+            if isinstance(value, list):
+                spec["inputs"][key] = [names[value[0]], value[1]]
+            if key in IGNORED.get(node, ()):
+                del spec["inputs"][key]
+        assert spec["class_type"] == workflow(name)[node]["class_type"]
+        ours = {key: value for key, value in spec["inputs"].items() if key in workflow(name)[node]["inputs"]}
+        assert ours == workflow(name)[node]["inputs"]
+    assert (unknown, page.faults) == ([], []) and said.keys() == workflow(name).keys()
+
+
+def test_the_timeline_trims_and_fills_and_leaves_saved_workflows_alone(page):
+    flow = open_workflow(page, "s2v_try_it")
+    timeline = long_video_in_view(page)
+    wait_for(page, timeline, clips="2")
+    page.wait_for_timeout(1000)   # the node may still be growing around it
+    box = timeline.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 30, steps=5)
+    page.mouse.up()
+    assert 2.4 < widget(page, "S2VAudioEncode", "end") < 2.9
+    wait_for(page, timeline, clips="1")
+    saved = page.evaluate("() => app.graph.serialize().nodes.find(n => n.type === 'S2VLongVideo').widgets_values")
+    assert saved == next(node for node in flow["nodes"] if node["type"] == "S2VLongVideo")["widgets_values"]
+    set_widget(page, "S2VAudioEncode", end=0)
+    set_widget(page, "S2VLongVideo", steps=2, width=64, height=64, seed=hash(page) % 10_000)
+    wait_for(page, timeline, clips="2", finished="0")
+    page.evaluate("() => app.queuePrompt(0)")
+    wait_for(page, timeline, finished="2", thumbnails="2")
+    copied = page.evaluate("() => { const g = app.graph.serialize(); return app.loadGraphData(g).then(() => g) }")
+    wait_for(page, long_video_in_view(page), clips="2")
+    assert len(copied["nodes"]) == len(flow["nodes"]) and page.faults == []

@@ -1,0 +1,333 @@
+/* The sound of an S2V Long Video node, with its clips on it: drag the ends to trim, watch clips being finished.
+   Knows the front end's graph and events; what a clip is, it is told by the numbers below. */
+
+import { api } from "/scripts/api.js";
+import { app } from "/scripts/app.js";
+
+const NODE = "S2VLongVideo";
+const SOUND = "S2VAudioEncode";
+const CLIP_FRAMES = 80;     // new frames of a clip
+const WARMUP_FRAMES = 3;    // dropped before the first, unless it starts from the picture
+const NUM_PEAKS = 600;
+const HEIGHT = 96;          // pixels
+const GRIP = 9;             // pixels around a handle that take hold of it
+const REFRESH = 300;        // milliseconds
+
+const COLOURS = {
+    ground: "#1b1d22", wave: "#5b8def", outside: "#3a3f4a", clip: "#8a93a5", done: "rgba(80, 180, 120, 0.28)",
+    handle: "#f2b84b", text: "#c8cdd8",
+};
+
+// ---- arithmetic: seconds, frames and pixels -----------------------------------------------------------------------
+
+/** Where the clips of a stretch of sound begin and end, in seconds from its beginning. */
+export function clipTimes(seconds, fps, startFromImage) {
+    const frames = Math.max(1, Math.ceil(seconds * fps - 1e-6));
+    const warmup = startFromImage ? 0 : WARMUP_FRAMES;
+    const count = Math.ceil((frames + warmup) / CLIP_FRAMES);
+    return Array.from({ length: count }, (_, i) => ({
+        start: Math.max(0, i * CLIP_FRAMES - warmup) / fps,
+        end: Math.min(frames, (i + 1) * CLIP_FRAMES - warmup) / fps,
+    }));
+}
+
+/** The stretch that start and end leave of a sound; end 0 is the sound's end. */
+export function trimmed(duration, start, end) {
+    const last = end > 0 ? Math.min(end, duration) : duration;
+    return { start: Math.min(start, last), end: last };
+}
+
+/** The loudest sample of each of NUM_PEAKS stretches. */
+function peaksOf(samples) {
+    const peaks = [];
+    for (let i = 0; i < NUM_PEAKS; i++) {
+        const from = Math.floor((i * samples.length) / NUM_PEAKS);
+        const to = Math.max(from + 1, Math.floor(((i + 1) * samples.length) / NUM_PEAKS));
+        let peak = 0;
+        for (let k = from; k < to && k < samples.length; k++) peak = Math.max(peak, Math.abs(samples[k]));
+        peaks.push(peak);
+    }
+    return peaks;
+}
+
+// ---- the graph ------------------------------------------------------------------------------------------------------
+
+function upstream(node, name) {
+    const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+    if (slot < 0) return null;
+    let source = node.getInputNode(slot);
+    while (source?.type === "Reroute") source = source.getInputNode(0);
+    return source;
+}
+
+function valueOf(node, name, otherwise) {
+    return node?.widgets?.find((widget) => widget.name === name)?.value ?? otherwise;
+}
+
+function setValue(node, name, value) {
+    const widget = node.widgets.find((w) => w.name === name);
+    widget.value = value;
+    widget.callback?.(value, app.canvas, node);
+    node.setDirtyCanvas?.(true, true);
+}
+
+/** Where the sound of a node can be had; null where it is only made during a run. */
+function soundUrl(source) {
+    if (source?.type === "S2VLoadBundledModel") return new URL("../sample_peaks.json", import.meta.url).href;
+    if (source?.type !== "LoadAudio") return null;
+    const [, path, kind] = String(valueOf(source, "audio", "")).match(/^(.*?)(?: \[(\w+)\])?$/);
+    if (!path) return null;
+    const cut = path.lastIndexOf("/");
+    const query = new URLSearchParams({
+        filename: path.slice(cut + 1), subfolder: cut < 0 ? "" : path.slice(0, cut), type: kind ?? "input",
+    });
+    return api.apiURL(`/view?${query}`);
+}
+
+const sounds = new Map();   // url -> promise of {duration, peaks}, or of null
+
+function loadSound(url) {
+    if (!sounds.has(url)) sounds.set(url, readSound(url).catch(() => null));
+    return sounds.get(url);
+}
+
+async function readSound(url) {
+    const answer = await fetch(url);
+    if (!answer.ok) return null;
+    if (url.endsWith(".json")) return answer.json();
+    const context = new OfflineAudioContext(1, 1, 16000);
+    const sound = await context.decodeAudioData(await answer.arrayBuffer());
+    return { duration: sound.duration, peaks: peaksOf(sound.getChannelData(0)) };
+}
+
+// ---- the picture ----------------------------------------------------------------------------------------------------
+
+class Timeline {
+    constructor(node) {
+        this.node = node;
+        this.sound = null;
+        this.url = null;
+        this.thumbnails = [];    // of finished clips
+        this.finished = 0;
+        this.dragged = null;
+        this.canvas = document.createElement("canvas");
+        this.canvas.className = "s2v-timeline";
+        this.canvas.style.cssText = "width: 100%; height: 100%; display: block; touch-action: none;";
+        this.canvas.addEventListener("pointerdown", (event) => this.take(event));
+        this.canvas.addEventListener("pointermove", (event) => this.move(event));
+        this.canvas.addEventListener("pointerup", (event) => this.release(event));
+        this.timer = setInterval(() => this.refresh(), REFRESH);
+    }
+
+    close() {
+        clearInterval(this.timer);
+    }
+
+    get encoder() {
+        const found = upstream(this.node, "audio");
+        return found?.type === SOUND ? found : null;
+    }
+
+    trim() {
+        return trimmed(this.sound.duration, valueOf(this.encoder, "start", 0), valueOf(this.encoder, "end", 0));
+    }
+
+    clips() {
+        const { start, end } = this.trim();
+        return clipTimes(end - start, valueOf(this.node, "fps", 16), valueOf(this.node, "start_from_image", false));
+    }
+
+    /** Early Vue nodes leave widgets of unknown kinds out: then into the node by hand. */
+    mount() {
+        if (this.canvas.isConnected || this.node.graph !== app.canvas.graph) return;
+        const home = document.querySelector(`[data-node-id="${CSS.escape(String(this.node.id))}"]`);
+        if (!home) return;
+        const frame = document.createElement("div");
+        frame.style.cssText = `height: ${HEIGHT}px; margin: 8px 12px;`;
+        frame.append(this.canvas);
+        home.append(frame);
+    }
+
+    async refresh() {
+        this.mount();
+        const url = this.encoder ? soundUrl(upstream(this.encoder, "audio")) : null;
+        if (url !== this.url) {
+            this.url = url;
+            this.sound = null;
+            const sound = url && (await loadSound(url));
+            if (url === this.url) this.sound = sound;
+        }
+        this.draw();
+    }
+
+    // ---- trimming
+
+    secondsAt(event) {
+        const box = this.canvas.getBoundingClientRect();
+        const share = (event.clientX - box.left) / box.width;
+        return Math.min(1, Math.max(0, share)) * this.sound.duration;
+    }
+
+    take(event) {
+        if (!this.sound || !this.encoder) return;
+        const box = this.canvas.getBoundingClientRect();
+        const { start, end } = this.trim();
+        const at = (seconds) => box.left + (seconds / this.sound.duration) * box.width;
+        const [toStart, toEnd] = [start, end].map((seconds) => Math.abs(event.clientX - at(seconds)));
+        if (Math.min(toStart, toEnd) > GRIP) return;
+        this.dragged = toStart < toEnd ? "start" : "end";
+        this.canvas.setPointerCapture(event.pointerId);
+        event.preventDefault();
+        event.stopPropagation();
+    }
+
+    move(event) {
+        if (!this.dragged || !this.sound || !this.encoder) return;
+        const { start, end } = this.trim();
+        const seconds = Math.round(this.secondsAt(event) * 100) / 100;
+        if (this.dragged === "start") setValue(this.encoder, "start", Math.min(seconds, Math.max(0, end - 0.1)));
+        else setValue(this.encoder, "end", seconds >= this.sound.duration - 0.02 ? 0 : Math.max(seconds, start + 0.1));
+        event.stopPropagation();
+        this.draw();
+    }
+
+    release(event) {
+        if (!this.dragged) return;
+        this.dragged = null;
+        this.canvas.releasePointerCapture(event.pointerId);
+        event.stopPropagation();
+    }
+
+    // ---- a run
+
+    progress(value) {
+        const steps = valueOf(this.node, "steps", 1);
+        const finished = Math.floor(value / steps);
+        if (finished < this.finished || value === 0) this.thumbnails = [];
+        this.isClip = finished > 0 && value === finished * steps;   // told twice: after the last step, and decoded
+        this.finished = finished;
+        this.draw();
+    }
+
+    async preview(blob) {
+        if (!this.isClip) return;
+        this.isClip = false;
+        const index = this.finished - 1;
+        this.thumbnails[index] = await createImageBitmap(blob);
+        this.draw();
+    }
+
+    // ---- drawing
+
+    draw() {
+        const { canvas } = this;
+        const ratio = window.devicePixelRatio || 1;
+        const [width, height] = [canvas.clientWidth || 300, canvas.clientHeight || HEIGHT];
+        if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+            canvas.width = Math.round(width * ratio);
+            canvas.height = Math.round(height * ratio);
+        }
+        const pen = canvas.getContext("2d");
+        pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+        pen.fillStyle = COLOURS.ground;
+        pen.fillRect(0, 0, width, height);
+        pen.font = "11px sans-serif";
+        if (!this.sound) {
+            canvas.dataset.clips = "";
+            pen.fillStyle = COLOURS.text;
+            pen.fillText("the sound is shown here once Load Audio is connected", 8, height / 2);
+            return;
+        }
+        const clips = this.clips();
+        const { start, end } = this.trim();
+        canvas.dataset.clips = String(clips.length);
+        canvas.dataset.finished = String(this.finished);
+        canvas.dataset.thumbnails = String(this.thumbnails.filter(Boolean).length);
+        const x = (seconds) => (seconds / this.sound.duration) * width;
+        this.drawClips(pen, clips, start, x, height);
+        this.drawWave(pen, start, end, width, height);
+        pen.fillStyle = COLOURS.text;
+        pen.fillText(`${(end - start).toFixed(2)} s, ${clips.length} ${clips.length === 1 ? "clip" : "clips"}`, 6, 13);
+        for (const seconds of [start, end]) {
+            pen.fillStyle = COLOURS.handle;
+            pen.fillRect(Math.min(Math.max(x(seconds) - 1.5, 0), width - 3), 0, 3, height);
+        }
+    }
+
+    drawClips(pen, clips, start, x, height) {
+        clips.forEach((clip, i) => {
+            const [from, to] = [x(start + clip.start), x(start + clip.end)];
+            if (i < this.finished) {
+                pen.fillStyle = COLOURS.done;
+                pen.fillRect(from, 0, to - from, height);
+            }
+            const picture = this.thumbnails[i];
+            if (picture) {
+                const tall = height - 20;
+                const wide = Math.min(to - from - 2, (tall * picture.width) / picture.height);
+                if (wide > 4) pen.drawImage(picture, from + 1, 18, wide, (wide * picture.height) / picture.width);
+            }
+            if (i) {
+                pen.fillStyle = COLOURS.clip;
+                pen.fillRect(from, 0, 1, height);
+            }
+        });
+    }
+
+    drawWave(pen, start, end, width, height) {
+        const { peaks, duration } = this.sound;
+        const middle = height / 2 + 6;
+        const step = width / peaks.length;
+        pen.globalAlpha = this.thumbnails.length ? 0.6 : 1;
+        peaks.forEach((peak, i) => {
+            const seconds = ((i + 0.5) / peaks.length) * duration;
+            const tall = Math.max(1, peak * (height - 24));
+            pen.fillStyle = seconds >= start && seconds <= end ? COLOURS.wave : COLOURS.outside;
+            pen.fillRect(i * step, middle - tall / 2, Math.max(step - 0.3, 0.5), tall);
+        });
+        pen.globalAlpha = 1;
+    }
+}
+
+// ---- into the front end -----------------------------------------------------------------------------------------------
+
+const timelines = new Map();   // node -> Timeline
+
+function timelineOf(id) {
+    const node = app.graph.getNodeById(Number(id)) ?? app.graph.getNodeById(id);
+    return node && timelines.get(node);
+}
+
+app.registerExtension({
+    name: "wan_s2v.timeline",
+
+    setup() {
+        api.addEventListener("progress_state", ({ detail }) => {
+            for (const [id, state] of Object.entries(detail.nodes ?? {})) {
+                if (state.max > 1) timelineOf(id)?.progress(state.value);
+            }
+        });
+        api.addEventListener("b_preview_with_metadata", ({ detail }) => {
+            timelineOf(detail.displayNodeId ?? detail.nodeId)?.preview(detail.blob);
+        });
+    },
+
+    nodeCreated(node) {
+        if (node.comfyClass !== NODE) return;
+        const timeline = new Timeline(node);
+        const widget = node.addDOMWidget("timeline", "s2v_timeline", timeline.canvas, {
+            serialize: false,
+            hideOnZoom: false,
+            getMinHeight: () => HEIGHT,
+            getMaxHeight: () => HEIGHT,
+        });
+        widget.serialize = false;   // saved workflows hold the other widgets' values alone
+        timelines.set(node, timeline);
+        const removed = node.onRemoved;
+        node.onRemoved = function (...args) {
+            timeline.close();
+            timelines.delete(node);
+            return removed?.apply(this, args);
+        };
+    },
+});
