@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 import time
 import traceback
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
 
     Returns: the exit code.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # before torch loads: its idle threads spin, up to 3x the time
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = argparse.Namespace(debug="--debug" in words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
