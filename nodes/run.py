@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..s2v_core.media.video_io import join_segments, to_pictures, write_segment
 from ..s2v_core.types import DecodedClip
@@ -242,5 +242,5 @@ def _feed(found: hashlib._Hash, thing: object, depth: int) -> None:
             _feed(found, part, depth + 1)
     else:
         found.update(type(thing).__qualname__.encode())
-        if depth < 8 and hasattr(thing, "__dict__"):
+        if depth < 8 and hasattr(thing, "__dict__") and not isinstance(thing, nn.Module):   # those are looked at apart
             _feed(found, vars(thing), depth + 1)

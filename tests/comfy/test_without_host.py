@@ -192,6 +192,7 @@ def test_a_fingerprint_sees_numbers_inside_anything_and_not_where_they_are_kept(
         return [{"b": torch.full((2,), value), "a": (1, "x", None)}, SimpleNamespace(strength=value)]
 
     assert digest(things(0.5)) == digest(things(0.5)) != digest(things(0.25))
+    assert digest([torch.nn.Linear(2, 2)]) == digest([torch.nn.Linear(2, 2)]), "a model is looked at apart"
 
 
 def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, tmp_path):
