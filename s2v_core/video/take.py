@@ -160,10 +160,10 @@ def _read_state(folder: Path) -> dict | None:
         state = json.loads(path.read_text(encoding="utf-8"))
         written_in = state["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged; delete the folder, or give another --take folder") from error
+        raise ConfigError(f"{path} is damaged; delete the folder, or give another take folder") from error
     if written_in != FORMAT:
         raise ConfigError(
-            f"{path} has format {written_in}, this version writes {FORMAT}; delete it, or give another --take folder"
+            f"{path} has format {written_in}, this version writes {FORMAT}; delete it, or give another take folder"
         )
     return state
 
@@ -180,7 +180,7 @@ def _require_same(folder: Path, theirs: dict, ours: dict) -> None:
         differ = "differs" if len(names) == 1 else "differ"
         raise ConfigError(
             f"the take in {folder} was made with other settings ({', '.join(names)} {differ}); "
-            "give another --take folder or delete it"
+            "give another take folder or delete it"
         )
 
 
@@ -298,7 +298,7 @@ def _lock(folder: Path) -> IO[str]:
     except (BlockingIOError, PermissionError) as error:
         file.close()
         raise ConfigError(
-            f"another run is writing the take in {folder}; wait for it, or give another --take folder"
+            f"another run is writing the take in {folder}; wait for it, or give another take folder"
         ) from error
     except OSError as error:   # a file system without locks
         log.warning("cannot lock %s (%s): do not start a second run on it", folder, error.strerror)
