@@ -133,14 +133,10 @@ def audio_encoder(case: Case) -> dict[str, Tensor]:
     tokens, style = encoder(features, int(prefix[1]) if prefix else 0)
     mixed = encoder.mix(features)
     pyramid = encoder.encoder
-    return {"out.local": tokens, "out.global": style} | recorded(
-        case,
-        {
-            "mid.weighted": mixed.transpose(1, 2),
-            "mid.conv1_local": pyramid.conv1_local(mixed),
-            "mid.conv1_global": pyramid.conv1_global(mixed),
-        },
-    )
+    out = {"out.local": tokens, "mid.weighted": mixed.transpose(1, 2), "mid.conv1_local": pyramid.conv1_local(mixed)}
+    if style is not None:
+        out |= {"out.global": style, "mid.conv1_global": pyramid.conv1_global(mixed)}
+    return recorded(case, out)
 
 
 def framepack(case: Case) -> dict[str, Tensor]:
@@ -208,12 +204,13 @@ def audio_inject(case: Case) -> dict[str, Tensor]:
 def norm_eps(case: Case) -> dict[str, Tensor]:
     model, x = transformer(case), case.tensors["in.x"]
     layer = model.blocks[0]
-    return {
+    computed = {
         "out.norm1": layer.norm1(x),
         "out.norm3": layer.norm3(x),
         "out.norm_q": layer.self_attn.norm_q(x),
         "out.head": model.head(x, torch.zeros(1, model.config.dim)),
     }
+    return recorded(case, computed)
 
 
 def unpatchified(case: Case) -> dict[str, Tensor]:
