@@ -23,7 +23,7 @@ from .components import Components
 from .conditioning.audio import SoundFeatures, num_video_frames
 from .conditioning.image import fit_picture
 from .conditioning.pose import PoseVideo
-from .errors import ConfigError, MediaError
+from .errors import ConfigError, OutputError
 from .geometry import VideoSize, fit_size
 from .media.audio_io import Sound, open_sound
 from .media.image_io import read_picture
@@ -369,12 +369,12 @@ class PipelineResult:
         self.fps = fps
 
     def save(self, path: str | Path) -> Path:
-        """Copy the mp4 to `path`."""
+        """Copy the mp4 to `path`. Raises: OutputError where it cannot be written."""
         target = Path(path)
         try:
             shutil.copyfile(self._video, target)
         except OSError as error:
-            raise MediaError(f"cannot write {target}: {error.strerror}") from error
+            raise OutputError(f"cannot write {target}: {error.strerror}") from error
         return target
 
 

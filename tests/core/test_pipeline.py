@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from s2v_core import WanS2VPipeline
-from s2v_core.errors import ConfigError, MediaError, ShapeError
+from s2v_core.errors import ConfigError, OutputError, ShapeError
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import probe_video, read_frames
 from s2v_core.request import Request
@@ -83,7 +83,7 @@ def test_a_plan_needs_no_weights_and_a_run_does(media: Path, tmp_path: Path) -> 
 
 def test_a_saved_video_in_an_impossible_place_is_one_sentence(pipe: WanS2VPipeline, media: Path) -> None:
     result = pipe(**arguments(media))
-    with pytest.raises(MediaError, match="cannot write .*nowhere"):
+    with pytest.raises(OutputError, match="cannot write .*nowhere"):
         result.save(media / "nowhere" / "out.mp4")
 
 
