@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,9 +27,10 @@ from ..config import VAEConfig
 from ..errors import ConfigError
 from ..geometry import TEMPORAL_STRIDE
 from ..models.vae import WanVAE
-from ..models.vae_layers import Attention, CausalConv, Downsample, NormSiLU, ResidualBlock, Upsample
+from .haar_start import begin_as_averages
 from .measure import correlation, mouth_opening
 from .synthetic import SyntheticClip
+from .whole_video import decode_latents, encode_frames
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class AutoencoderRecipe:
     noise: float = 0.1           # on the latents, of each channel's standard deviation: what a generator may get wrong
     shaken: float = 0.75         # share of windows whose mouths open at random from frame to frame
     ema: float = 0.995           # of the weights that are kept
+    only_decoder: bool = False   # the encoder of the run before stays, and with it all latents ever made with it
 
     def __post_init__(self) -> None:
         if self.frames % TEMPORAL_STRIDE != 1 or self.crop % 16 or self.crop > 64:
@@ -70,240 +71,7 @@ class AutoencoderRecipe:
         )
 
 
-# --- the streams' arithmetic on whole videos, with a gradient -----------------------------------------------------
-# B batch, C channels, F frames, H W cells; [B, C, F, H, W] throughout
-
-
-def _conv(layer: CausalConv, x: Tensor) -> Tensor:
-    side = layer.kernel_size[1] // 2
-    return F.conv3d(F.pad(x, (side, side, side, side, 2, 0)), layer.weight, layer.bias)
-
-
-def _norm(layer: NormSiLU, x: Tensor) -> Tensor:
-    return F.silu(F.normalize(x, dim=1) * (math.sqrt(x.shape[1]) * layer.gamma))
-
-
-def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
-    norm1, conv1, norm2, conv2 = block.residual.values()
-    out = _conv(conv2, _norm(norm2, _conv(conv1, _norm(norm1, x))))
-    shortcut = block.shortcut
-    return out + (x if isinstance(shortcut, nn.Identity) else F.conv3d(x, shortcut.weight, shortcut.bias))
-
-
-def _framewise(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(0, 1)
-
-
-def _attention(block: Attention, x: Tensor) -> Tensor:
-    flat = _framewise(x)                                                        # [B*F, C, H, W]
-    normed = F.normalize(flat, dim=1) * (math.sqrt(flat.shape[1]) * block.norm.gamma)
-    q, k, v = block.to_qkv(normed).flatten(2).mT.chunk(3, -1)                   # [B*F, H*W, C] each
-    out = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-    out = block.proj(out.mT.unflatten(2, flat.shape[2:]))
-    return x + out.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
-
-
-def _downsample(block: Downsample, x: Tensor) -> Tensor:
-    conv = block.resample["1"]
-    x = F.conv3d(F.pad(x, (0, 1, 0, 1)), conv.weight[:, :, None], conv.bias, stride=(1, 2, 2))
-    if block.time_conv is None or x.shape[2] == 1:
-        return x
-    paired = F.conv3d(x, block.time_conv.weight, block.time_conv.bias, stride=(2, 1, 1))
-    return torch.cat([x[:, :, :1], paired], 2)
-
-
-def _upsample(block: Upsample, x: Tensor) -> Tensor:
-    if block.time_conv is not None and x.shape[2] > 1:
-        even, odd = _conv(block.time_conv, x[:, :, 1:]).chunk(2, 1)
-        x = torch.cat([x[:, :, :1], torch.stack([even, odd], 3).flatten(2, 3)], 2)
-    conv = block.resample["1"]
-    x = F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest")
-    return F.conv3d(x, conv.weight[:, :, None], conv.bias, padding=(0, 1, 1))
-
-
-_FORWARD = {ResidualBlock: _residual, Attention: _attention, Downsample: _downsample, Upsample: _upsample}
-
-
-def _run(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-    for block in blocks:
-        x = _FORWARD[type(block)](block, x)
-    return x
-
-
-def _head(head: nn.ModuleDict, x: Tensor) -> Tensor:
-    norm, conv = head.values()
-    return _conv(conv, _norm(norm, x))
-
-
-def encode_frames(vae: WanVAE, frames: Tensor) -> Tensor:
-    """[B, 3, F, H, W] frames -> [B, C, T, h, w] latents that are not yet normalised."""
-    encoder = vae.encoder
-    x = _run(encoder.middle, _run(encoder.downsamples, _conv(encoder.conv1, frames)))
-    x = F.conv3d(_head(encoder.head, x), vae.conv1.weight, vae.conv1.bias)
-    return x[:, : vae.config.latent_channels]   # the mean; sampling never uses the variance, and it is not trained
-
-
-def decode_latents(vae: WanVAE, latents: Tensor) -> Tensor:
-    """[B, C, T, h, w] latents that are not normalised -> frames [B, 3, 1+4(T-1), H, W], not clamped."""
-    decoder = vae.decoder
-    x = _conv(decoder.conv1, F.conv3d(latents, vae.conv2.weight, vae.conv2.bias))
-    return _head(decoder.head, _run(decoder.upsamples, _run(decoder.middle, x)))
-
-
-# --- where it starts ----------------------------------------------------------------------------------------------
-
-COLORS = 3
-CARRIED = COLORS * TEMPORAL_STRIDE   # the colours of four frames
-ANCHOR = 4.0        # a constant channel before the last norms, so that they scale all cells about alike
-DETAIL_SCALE = 12.0 # of the differences among frames, which are small, in the latents
-
-
-def haar_matrix() -> Tensor:
-    """[12, 12] from four frames' colours to their mean's and three differences': orthogonal but for the scales."""
-    times = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, -0.5, -0.5], [0.5**0.5, -(0.5**0.5), 0, 0],
-                          [0, 0, 0.5**0.5, -(0.5**0.5)]])   # fmt: skip
-    return torch.kron(times * torch.tensor([[1.0], *[[DETAIL_SCALE]] * 3]), torch.eye(COLORS))
-
-
-@torch.no_grad()
-def begin_as_averages(vae: WanVAE) -> None:
-    """Set the weights so that a latent cell holds its 8x8 pixels' mean colours in four frames, as Haar coefficients.
-
-    Decoded, that is a blurred video that moves as the true one does. From random weights an autoencoder first learns
-    to draw all four frames alike, and takes long to leave that state; from here there is only the blur to overcome.
-    Twelve channels carry the colours through every layer; the others, and the blocks' insides, begin at random.
-
-    Raises: ConfigError for a VAE whose layers are not Wan's, or too narrow.
-    """
-    config = vae.config
-    if (
-        tuple(config.temporal_downsample) != (False, True, True)
-        or 2 * config.dim < CARRIED
-        or config.latent_channels < CARRIED
-    ):
-        raise ConfigError(
-            f"this beginning needs Wan's order of layers and {CARRIED} channels from the second level on: {config}"
-        )
-    for block in vae.modules():
-        if isinstance(block, ResidualBlock):
-            nn.init.zeros_(block.residual["6"].weight)
-            nn.init.zeros_(block.residual["6"].bias)
-        elif isinstance(block, Attention):
-            nn.init.zeros_(block.proj.weight)
-            nn.init.zeros_(block.proj.bias)
-    _begin_encoder(vae)
-    _begin_decoder(vae)
-
-
-def _carry(conv: nn.Module, matrix: Tensor, kernel: Tensor | None = None) -> None:
-    """Let a convolution's first outputs be `matrix` times its first inputs, spread by `kernel` (the last tap)."""
-    rows, columns = matrix.shape
-    weight = conv.weight
-    if kernel is None:
-        kernel = torch.zeros(weight.shape[2:])
-        kernel[tuple(-1 if size == weight.shape[2] and i == 0 and weight.ndim == 5 else size // 2
-                     for i, size in enumerate(kernel.shape))] = 1   # fmt: skip
-    weight[:rows] = 0
-    weight[:rows, :columns] = matrix.view(rows, columns, *[1] * kernel.ndim) * kernel
-    if conv.bias is not None:
-        conv.bias[:rows] = 0
-
-
-def _taps(*matrices: Tensor) -> Tensor:
-    """[rows, columns, 3, 1, 1] weight of a convolution over three frames, from a matrix a frame, the oldest first."""
-    return torch.stack(matrices, 2)[..., None, None]
-
-
-def _set_time(conv: CausalConv, weight: Tensor, first_row: int = 0) -> None:
-    rows = slice(first_row, first_row + weight.shape[0])
-    conv.weight[rows] = 0
-    conv.weight[rows, : weight.shape[1]] = weight
-    conv.bias[rows] = 0
-
-
-def _anchored_head(conv: CausalConv, matrix: Tensor, shape: int) -> None:
-    """A head whose inputs are x, -x and the anchor: silu(x) - silu(-x) = x, and the norm is nearly constant."""
-    scale = math.sqrt(ANCHOR**2 + 0.25 * 2 * matrix.shape[1]) / math.sqrt(shape)
-    _carry(conv, torch.cat([matrix, -matrix], 1) * scale)
-
-
-def _join_negatives(conv: nn.Conv2d, carried: int) -> None:
-    """After the carried outputs, their negatives and the anchor."""
-    conv.weight[carried : 2 * carried] = -conv.weight[:carried]
-    conv.bias[carried : 2 * carried] = 0
-    conv.weight[2 * carried] = 0
-    conv.bias[2 * carried] = ANCHOR
-
-
-def _begin_encoder(vae: WanVAE) -> None:
-    encoder = vae.encoder
-    blocks, downs = _levels(encoder.downsamples, Downsample)
-    quarter = torch.zeros(3, 3)
-    quarter[:2, :2] = 0.25
-    eye, none = torch.eye(CARRIED), torch.zeros(CARRIED, CARRIED)
-    _carry(encoder.conv1, torch.eye(COLORS))
-    _carry(downs[0].resample["1"], torch.eye(COLORS), quarter)
-    _carry(blocks[1].shortcut, torch.eye(COLORS).repeat(TEMPORAL_STRIDE, 1))   # four copies: a still's four frames
-    _carry(blocks[2].shortcut, eye)
-    for down in downs[1:]:
-        _carry(down.resample["1"], eye, quarter)
-    first, second = none.clone(), none.clone()
-    for i in range(TEMPORAL_STRIDE):   # a pair's frames by turns: a, b, a, b
-        (second if i % 2 else first)[i * COLORS : (i + 1) * COLORS, :COLORS] = torch.eye(COLORS)
-    _set_time(downs[1].time_conv, _taps(none, first, second))
-    width = encoder.head["2"].in_channels
-    if width <= 2 * CARRIED:
-        raise ConfigError(f"this beginning needs {2 * CARRIED + 1} channels at the last level, the VAE has {width}")
-    _join_negatives(downs[2].resample["1"], CARRIED)
-    half = CARRIED // 2
-    first, second = torch.zeros(width, width), torch.zeros(width, width)
-    for at in (0, CARRIED):   # two pairs: a, b, c, d; of x and of -x
-        first[at : at + half, at : at + half] = second[at + half : at + CARRIED, at : at + half] = torch.eye(half)
-    second[2 * CARRIED, 2 * CARRIED] = 1
-    rows = 2 * CARRIED + 1
-    _set_time(downs[2].time_conv, _taps(torch.zeros(rows, width), first[:rows], second[:rows]))
-    _anchored_head(encoder.head["2"], haar_matrix(), width)
-    vae.conv1.weight.zero_()
-    vae.conv1.bias.zero_()
-    C = vae.config.latent_channels
-    vae.conv1.weight[:C, :C, 0, 0, 0] = torch.eye(C)
-
-
-def _begin_decoder(vae: WanVAE) -> None:
-    decoder = vae.decoder
-    blocks, ups = _levels(decoder.upsamples, Upsample)
-    C = vae.config.latent_channels
-    vae.conv2.weight.zero_()
-    vae.conv2.bias.zero_()
-    vae.conv2.weight[:, :, 0, 0, 0] = torch.eye(C)
-    _carry(decoder.conv1, torch.linalg.inv(haar_matrix()))
-    smooth = torch.tensor([1.0, 2.0, 1.0]) / 4
-    carried = CARRIED
-    for i, up in enumerate(ups):
-        if not isinstance(blocks[i].shortcut, nn.Identity):
-            _carry(blocks[i].shortcut, torch.eye(carried))
-        if up.time_conv is not None:
-            half, none = carried // 2, torch.zeros(carried // 2, carried)
-            for j in range(2):
-                pick = torch.eye(carried)[j * half : (j + 1) * half]
-                _set_time(up.time_conv, _taps(none, none, pick), j * up.time_conv.in_channels)
-            carried = half
-        _carry(up.resample["1"], torch.eye(carried), torch.outer(smooth, smooth))
-    width = decoder.head["2"].in_channels
-    _join_negatives(ups[-1].resample["1"], COLORS)
-    if not isinstance(blocks[-1].shortcut, nn.Identity):
-        raise ConfigError("this beginning needs a decoder whose last level keeps its width")
-    _anchored_head(decoder.head["2"], torch.eye(COLORS), width)
-
-
-def _levels(layers: nn.ModuleList, kind: type) -> tuple[list[ResidualBlock], list]:
-    """The first block of every level, and the layers between levels."""
-    between = [layer for layer in layers if isinstance(layer, kind)]
-    firsts = [layers[0], *(layers[i + 1] for i, layer in enumerate(layers) if isinstance(layer, kind))]
-    return firsts, between
-
-
-# --- what it is shown ---------------------------------------------------------------------------------------------
+# --- what it is shown ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -382,7 +150,7 @@ class WindowPool:
         return window.frames[:, y : y + crop, x : x + crop], mask[y : y + crop, x : x + crop]
 
 
-# --- the loss and the loop ----------------------------------------------------------------------------------------
+# --- the loss and the loop --------------------------------------------------------------------------------
 
 
 def haar(frames: Tensor) -> Tensor:
@@ -418,19 +186,26 @@ def train(
 
     Args:
         seconds: a limit; the learning rate falls to its end by then too.
-        begin: `vae.safetensors` of an earlier run to go on from.
+        begin: `vae.safetensors` of an earlier run to go on from; its latents' mean and deviation play no part.
 
     Yields: after `every` steps what was measured, and the model with averaged weights, which goes on changing.
+    Raises: ConfigError for a decoder alone without an encoder to fit it to.
     """
     torch.manual_seed(recipe.seed)
     vae = WanVAE(recipe.vae)
     begin_as_averages(vae)
     if begin is not None:
         vae.load_state_dict({name: tensor.float() for name, tensor in load_file(begin).items()})
+    if recipe.only_decoder:
+        if begin is None:
+            raise ConfigError("only_decoder goes on from an autoencoder: name its vae.safetensors with --begin")
+        vae.encoder.requires_grad_(False)
+        vae.conv1.requires_grad_(False)
+    learning = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     kept = WanVAE(vae.config).requires_grad_(False)
     kept.load_state_dict(vae.state_dict())
     pool = WindowPool(recipe)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(learning, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     began, losses = time.monotonic(), []
     for step in range(recipe.steps):
         spent = time.monotonic() - began
@@ -445,7 +220,7 @@ def train(
         loss = reconstruction_loss(out, frames, mouths, recipe)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(
@@ -497,13 +272,23 @@ def save(vae: WanVAE, folder: Path) -> None:
     (folder / "vae.json").write_text(json.dumps(asdict(vae.config), indent=2) + "\n", encoding="utf-8")
 
 
+def _final_config(vae: WanVAE, recipe: AutoencoderRecipe, options: argparse.Namespace) -> VAEConfig:
+    """With how latents are normalised: measured, or as before where the encoder has not changed."""
+    if recipe.only_decoder:
+        before = json.loads(options.begin.with_suffix(".json").read_text(encoding="utf-8"))
+        mean, std = tuple(before["latent_mean"]), tuple(before["latent_std"])
+    else:
+        mean, std = latent_statistics(vae, side=128, num_clips=4 * options.clips)
+    return replace(vae.config, latent_mean=mean, latent_std=std)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fit the small video autoencoder to drawn faces.")
     parser.add_argument("--config", type=Path, required=True, help="YAML of an AutoencoderRecipe")
     parser.add_argument("--out", type=Path, required=True, help="folder for vae.safetensors and vae.json")
     parser.add_argument("--log", type=Path, help="file for one JSON line a report; default: beside the config")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
-    parser.add_argument("--begin", type=Path, help="vae.safetensors of an earlier run to go on from")
+    parser.add_argument("--begin", type=Path, help="vae.safetensors of an earlier run to go on from; its vae.json lies there")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after these, the learning rate fallen")
     parser.add_argument("--clips", type=int, default=10, help="held-out clips that the result is judged by")
     options = parser.parse_args(argv)
@@ -526,8 +311,7 @@ def main(argv: list[str] | None = None) -> None:
                 report |= judge(vae, side=128, num_clips=2, num_frames=33)
             save(vae, options.out)
             tell(report)
-        mean, std = latent_statistics(vae, side=128, num_clips=4 * options.clips)
-        vae.config = vae.decoder.config = replace(vae.config, latent_mean=mean, latent_std=std)
+        vae.config = vae.decoder.config = _final_config(vae, recipe, options)
         vae = vae.bfloat16().float()   # as it will be loaded
         save(vae, options.out)
         tell({"held_out": judge(vae, side=128, num_clips=options.clips)})

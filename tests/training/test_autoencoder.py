@@ -16,18 +16,16 @@ from s2v_core.models.vae import WanVAE
 from s2v_core.training.autoencoder import (
     AutoencoderRecipe,
     WindowPool,
-    begin_as_averages,
-    decode_latents,
     draw_window,
-    encode_frames,
     haar,
-    haar_matrix,
     latent_statistics,
     main,
     rate_at,
     reconstruction_loss,
     train,
 )
+from s2v_core.training.haar_start import begin_as_averages, haar_matrix
+from s2v_core.training.whole_video import decode_latents, encode_frames
 
 PLAIN = {"latent_mean": (0.0,) * 16, "latent_std": (1.0,) * 16}
 QUICK = AutoencoderRecipe(dim=8, batch=2, frames=5, crop=32, windows=24, steps=50, warmup=10, ema=0.9, whole_every=1000)
@@ -160,6 +158,25 @@ def test_the_command_writes_weights_settings_and_a_log(tmp_path):
     config = VAEConfig(**json.loads((tmp_path / "out/vae.json").read_text()))
     WanVAE(config).load_state_dict(load_file(tmp_path / "out/vae.safetensors"))
     assert min(config.latent_std) > 0
+
+
+def test_a_decoder_alone_learns_while_all_latents_stay_as_they_were(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    settings = {"dim": 8, "batch": 1, "frames": 5, "crop": 32, "windows": 2, "steps": 2, "warmup": 1}
+    first.write_text(yaml.safe_dump(settings))
+    second.write_text(yaml.safe_dump(settings | {"only_decoder": True, "seed": 1}))
+    main(["--config", str(first), "--out", str(tmp_path / "a"), "--clips", "1"])
+    begin = tmp_path / "a/vae.safetensors"
+    main(["--config", str(second), "--out", str(tmp_path / "b"), "--begin", str(begin), "--clips", "1"])
+    assert (tmp_path / "b/vae.json").read_text() == (tmp_path / "a/vae.json").read_text()
+    before, after = load_file(begin), load_file(tmp_path / "b/vae.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and {name.split(".")[0] for name in changed} == {"decoder", "conv2"}
+
+
+def test_a_decoder_alone_needs_an_encoder_to_fit_it_to():
+    with pytest.raises(ConfigError, match="--begin"):
+        next(train(AutoencoderRecipe(only_decoder=True, dim=8)))
 
 
 @pytest.mark.parametrize("wrong", [{"frames": 8}, {"crop": 40}, {"crop": 128}])
