@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for vae.safetensors and vae.json")
     parser.add_argument("--log", type=Path, help="file for one JSON line a report; default: beside the config")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
-    parser.add_argument("--begin", type=Path, help="vae.safetensors of an earlier run to go on from; its vae.json lies there")
+    parser.add_argument("--begin", type=Path, help="vae.safetensors of an earlier run, beside its vae.json")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after these, the learning rate fallen")
     parser.add_argument("--clips", type=int, default=10, help="held-out clips that the result is judged by")
     options = parser.parse_args(argv)
