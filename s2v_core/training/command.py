@@ -76,8 +76,11 @@ def chained(stages: list[TrainConfig]) -> list[TrainConfig]:
             raise ConfigError(f"{config.name} starts from the weights of {before.name}: leave out its model: weights")
         if before.model.trained == "lora":
             raise ConfigError(f"{before.name} trains a LoRA, which is no stage that another can start from")
-        weights = before.run.output / EXPORT / "transformer.safetensors"
-        joined.append(replace(config, model=replace(config.model, weights=weights)))
+        exported = before.run.output / EXPORT
+        model = replace(config.model, weights=exported / "transformer.safetensors")
+        if config.model.text_encoder == before.model.text_encoder == "trained":
+            model = replace(model, text_weights=exported / "text_encoder.safetensors")
+        joined.append(replace(config, model=model))
     return joined
 
 

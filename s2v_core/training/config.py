@@ -103,6 +103,7 @@ class ModelSource:
     lora_alpha: float = 32.0           # a LoRA counts alpha / rank
     frozen_dtype: str = "fp32"         # of weights that do not learn
     text_encoder: str = "frozen"       # "frozen": embeds were precomputed; "trained": learns with the transformer
+    text_weights: Path | None = None   # the trained text encoder's; None: from nothing
     compute_dtype: str = "fp32"        # of the blocks; the weights are kept in float32
     checkpoint_blocks: bool = False    # recompute a block's activations in the backward pass
     compile_blocks: bool = False       # torch.compile, block by block

@@ -41,7 +41,7 @@ def build_student(config: TrainConfig, *, device: torch.device) -> Student:
     transformer = build_transformer(settings, source.weights, seed=config.run.seed).to(device)
     transformer.compute_dtype = DTYPES[source.compute_dtype]
     if source.text_encoder == "trained":
-        prompts = build_prompts(settings, seed=config.run.seed)
+        prompts = build_prompts(settings, source.text_weights, seed=config.run.seed)
         student = Student(transformer, negative="", prompts=prompts)
     else:
         if not config.data.windows:
@@ -107,8 +107,11 @@ def _is_text_to_video(kind: keymaps.Kind) -> bool:
     return "text-to-video" in kind.title
 
 
-def build_prompts(settings: ModelConfig, *, seed: int) -> PromptEncoder:
-    """A fresh text encoder that learns. Only the byte vocabulary is small enough to be learnt from nothing."""
+def build_prompts(settings: ModelConfig, weights: Path | None, *, seed: int) -> PromptEncoder:
+    """A text encoder that learns, fresh or from `weights`. Only the byte vocabulary is small enough for that.
+
+    Raises: ConfigError for another tokenizer, CheckpointError for weights of something else.
+    """
     if settings.text_encoder.tokenizer != "bytes":
         raise ConfigError(
             f"text_encoder: trained needs a model with the byte tokenizer, {settings.name} has "
@@ -117,4 +120,6 @@ def build_prompts(settings: ModelConfig, *, seed: int) -> PromptEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = build_text_encoder(settings.text_encoder)
+    if weights is not None:
+        load_into(encoder, read_component(weights, "text_encoder"), path=weights, dtype=torch.float32)
     return PromptEncoder(encoder, byte_tokenizer, max_tokens=settings.transformer.text_len)

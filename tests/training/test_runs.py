@@ -112,7 +112,7 @@ def test_settings_without_a_name_files_that_are_missing_and_text_that_is_no_yaml
 
 
 def test_every_shipped_recipe_can_be_read():
-    shipped = sorted((ROOT / "configs").rglob("transformer.yaml")) + sorted((ROOT / "configs").glob("stage*.yaml"))
+    shipped = sorted((ROOT / "configs").rglob("transformer*.yaml")) + sorted((ROOT / "configs").glob("stage*.yaml"))
     assert shipped
     for path in shipped:
         assert read_train_config(path).name
@@ -370,8 +370,9 @@ def test_a_stage_starts_from_what_the_one_before_it_exports(settings, tmp_path):
     stands_still = {"learning_rate": "1e-30", "weight_decay": 0.0, "ema": 0.0}
     second = written(tmp_path, settings, "second", optimizer=stands_still, run={"export_dtype": "fp32"})
     assert main(["--config", first, "--stage", second, "--quiet"]) == 0
-    before, after = (load_file(tmp_path / name / "export/transformer.safetensors") for name in ("first", "second"))
-    assert all(torch.equal(weights, after[name]) for name, weights in before.items())
+    for file in ("transformer.safetensors", "text_encoder.safetensors"):
+        before, after = (load_file(tmp_path / name / "export" / file) for name in ("first", "second"))
+        assert all(torch.equal(weights, after[name]) for name, weights in before.items())
     assert list(losses(tmp_path / "second")) == [1, 2]
 
 
