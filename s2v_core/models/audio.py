@@ -1,11 +1,12 @@
 """Sound in the transformer: features to audio tokens per latent frame, and the layers that attend to them.
 
 Knows features on the video's clock; not where they come from.
-B batch, F frames, T latent frames, A audio tokens per latent frame, N video tokens per latent frame, D width.
+B batch, F frames, T latent frames, A audio tokens per latent frame, N video tokens per latent frame, V = T*N, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +114,27 @@ class AudioContext:
     scale: Tensor | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SoundContext:
+    """What the audio layers need of one sound, and where in the picture it is heard."""
+
+    layers: tuple[AudioContext, ...]
+    share: Tensor | None   # [B or 1, V, 1] 0..1 of what is added to a video token; None: all of it, everywhere
+
+
+def sound_shares(speaker_masks: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+    """Whose sound a video token hears, and how much of it.
+
+    Args:
+        speaker_masks: [B, S, T, h, w] in 0..1; where masks overlap, speakers are heard in proportion.
+
+    Returns: [B, 1+S, V], each token's summing to 1; first the share of the sound outside all masks.
+    """
+    cells = F.avg_pool3d(speaker_masks.float(), patch_size)
+    covered = cells.sum(1, keepdim=True)
+    return torch.cat([(1 - covered).clamp(min=0), cells / covered.clamp(min=1)], dim=1).flatten(2)
+
+
 class AdaIN(nn.Module):
     """Shift and scale from the audio style."""
 
@@ -155,8 +177,19 @@ class AudioInjector(nn.Module):
             contexts.append(AudioContext(keys=keys, values=values, shift=shift, scale=scale))
         return tuple(contexts)
 
+    def added(self, i: int, video: Tensor, sounds: Sequence[SoundContext]) -> Tensor:
+        """What audio layer `i` adds to the video tokens [B, V, D]: every sound's residual where it is heard."""
+        total: Tensor | None = None
+        for sound in sounds:
+            part = self.residual(i, video, sound.layers[i])
+            if sound.share is not None:
+                part = sound.share * part
+            total = part if total is None else total + part
+        assert total is not None, "a clip has a sound, if only silence"
+        return total
+
     def residual(self, i: int, video: Tensor, context: AudioContext) -> Tensor:
-        """What audio layer `i` adds to the video tokens [B, T*N, D]."""
+        """What a sound that is heard everywhere adds to the video tokens [B, T*N, D]."""
         B = video.shape[0]
         x = rearrange(video, "b (t n) d -> (b t) n d", t=context.keys.shape[0] // B)
         x = F.layer_norm(x, x.shape[-1:], eps=ADAIN_EPS if self.use_adain else 1e-6)

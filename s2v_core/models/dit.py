@@ -6,7 +6,8 @@ B batch, T latent frames, h w latent cells, N tokens, V video tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from ..ops import layers as torch_layers
 from ..ops.attention import AttentionFn, sdpa
 from ..ops.layers import Factory, Layers
 from ..ops.rope import rope_table
-from .audio import AudioContext, AudioInjector, CausalAudioEncoder
+from .audio import AudioContext, AudioInjector, CausalAudioEncoder, SoundContext, sound_shares
 from .dit_blocks import Block, Head, unpatchify
 from .motion import FramePacker
 from .positions import motion_positions, reference_positions, video_positions
@@ -52,34 +53,46 @@ class ClipContext:
     video_offset: Tensor                   # [B or 1, V or 1, D]: the pose, and the mark of a video token
     condition_tokens: Tensor               # [B or 1, N - V, D]: reference and motion tokens
     prompt: PromptContext
-    audio: tuple[AudioContext, ...]        # per audio layer
+    sounds: tuple[SoundContext, ...]       # the shares of several sum to 1 for every video token
 
-    def joined(self, other: ClipContext) -> ClipContext:
-        """This clip and one that differs in prompt and sound alone, as a batch of two."""
+    def joined(self, *others: ClipContext) -> ClipContext:
+        """This clip and others that differ in prompt and sound alone, as one batch.
+
+        Some may have one sound only, heard everywhere; those of several sounds have equally many.
+        """
+        clips = (self, *others)
+        blocks = zip(*(clip.prompt.keys_values for clip in clips), strict=True)
         prompt = PromptContext(
-            keys_values=tuple(
-                (torch.cat([k, k2]), torch.cat([v, v2]))
-                for (k, v), (k2, v2) in zip(self.prompt.keys_values, other.prompt.keys_values, strict=True)
+            keys_values=tuple((torch.cat([k for k, _ in pairs]), torch.cat([v for _, v in pairs])) for pairs in blocks)
+        )
+        return replace(self, prompt=prompt, sounds=_joined_sounds([clip.sounds for clip in clips]))
+
+
+def _joined_sounds(clips: Sequence[tuple[SoundContext, ...]]) -> tuple[SoundContext, ...]:
+    """Sound k of every clip as a batch; a clip's only sound is repeated, with shares that come to 1 again."""
+    most = max(clips, key=len)
+    assert all(len(sounds) in (1, len(most)) for sounds in clips), [len(sounds) for sounds in clips]
+    joined = []
+    for k, widest in enumerate(most):
+        parts = [sounds[k % len(sounds)] for sounds in clips]
+        shares = [widest.share if len(sounds) == 1 else part.share for sounds, part in zip(clips, parts, strict=True)]
+        joined.append(
+            SoundContext(
+                layers=tuple(_joined_layer(layers) for layers in zip(*(part.layers for part in parts), strict=True)),
+                share=None if widest.share is None else torch.cat(shares),
             )
         )
-        audio = tuple(
-            AudioContext(
-                keys=torch.cat([a.keys, b.keys]),
-                values=torch.cat([a.values, b.values]),
-                shift=None if a.shift is None else torch.cat([a.shift, b.shift]),
-                scale=None if a.scale is None else torch.cat([a.scale, b.scale]),
-            )
-            for a, b in zip(self.audio, other.audio, strict=True)
-        )
-        return ClipContext(
-            grid=self.grid,
-            layout=self.layout,
-            rope=self.rope,
-            video_offset=self.video_offset,
-            condition_tokens=self.condition_tokens,
-            prompt=prompt,
-            audio=audio,
-        )
+    return tuple(joined)
+
+
+def _joined_layer(contexts: Sequence[AudioContext]) -> AudioContext:
+    first = contexts[0]
+    return AudioContext(
+        keys=torch.cat([c.keys for c in contexts]),
+        values=torch.cat([c.values for c in contexts]),
+        shift=None if first.shift is None else torch.cat([c.shift for c in contexts]),
+        scale=None if first.scale is None else torch.cat([c.scale for c in contexts]),
+    )
 
 
 class WanS2VTransformer(nn.Module):
@@ -167,6 +180,8 @@ class WanS2VTransformer(nn.Module):
         num_latents: int,
         reference_latent: Tensor,
         audio_features: Tensor,
+        speaker_features: Tensor | None = None,
+        speaker_masks: Tensor | None = None,
         motion_latents: Tensor | None = None,
         pose_latents: Tensor | None = None,
         num_near: int = 2,
@@ -178,7 +193,9 @@ class WanS2VTransformer(nn.Module):
             prompt: of `prepare_prompt`.
             num_latents: T, the latent frames to denoise.
             reference_latent: [B, 16, 1, h, w].
-            audio_features: [B, L, C, 4T].
+            audio_features: [B, L, C, 4T]; with speakers, what is heard outside their masks: silence.
+            speaker_features: [B, S, L, C, 4T], or None: everybody hears `audio_features`.
+            speaker_masks: [B, S, T, h, w] in 0..1, where each speaker's sound is heard.
             motion_latents: [B, 16, Tm, h, w], or None for a clip without a past (no motion tokens).
             pose_latents: [B, 16, T, h, w], or None.
             num_near: how many of the near motion buckets are used, 0-2.
@@ -187,12 +204,7 @@ class WanS2VTransformer(nn.Module):
         Raises: ShapeError when the sound does not cover the latent frames.
         """
         grid = LatentGrid(frames=num_latents, height=reference_latent.shape[-2], width=reference_latent.shape[-1])
-        tokens, style = self.casual_audio_encoder(audio_features, audio_prefix_frames)
-        if tokens.shape[1] != num_latents:
-            raise ShapeError(
-                f"{num_latents} latent frames need {4 * num_latents} frames of audio features, "
-                f"got {audio_features.shape[-1]}"
-            )
+        sounds = self._sounds(num_latents, audio_prefix_frames, audio_features, speaker_features, speaker_masks)
         condition, positions = self._condition_tokens(grid, reference_latent, motion_latents, num_near)
         layout = TokenLayout(
             num_video=grid.num_tokens,
@@ -207,8 +219,36 @@ class WanS2VTransformer(nn.Module):
             video_offset=self._video_offset(pose_latents, condition.device),
             condition_tokens=condition,
             prompt=prompt,
-            audio=self.audio_injector.prepare(tokens, style, self.compute_dtype),
+            sounds=sounds,
         )
+
+    def _sounds(
+        self,
+        num_latents: int,
+        prefix_frames: int,
+        audio_features: Tensor,
+        speaker_features: Tensor | None,
+        speaker_masks: Tensor | None,
+    ) -> tuple[SoundContext, ...]:
+        """Every sound that some video token hears; one that all tokens hear alone needs no shares."""
+
+        def layers(features: Tensor) -> tuple[AudioContext, ...]:
+            tokens, style = self.casual_audio_encoder(features, prefix_frames)
+            if tokens.shape[1] != num_latents:
+                raise ShapeError(
+                    f"{num_latents} latent frames need {4 * num_latents} frames of audio features, "
+                    f"got {features.shape[-1]}"
+                )
+            return self.audio_injector.prepare(tokens, style, self.compute_dtype)
+
+        if speaker_features is None or speaker_masks is None:
+            return (SoundContext(layers=layers(audio_features), share=None),)
+        features = [audio_features, *speaker_features.unbind(1)]
+        shares = sound_shares(speaker_masks, self.config.patch_size).to(self.compute_dtype).unsqueeze(-1).unbind(1)
+        heard = [(feature, share) for feature, share in zip(features, shares, strict=True) if bool(share.any())]
+        if len(heard) == 1:
+            return (SoundContext(layers=layers(heard[0][0]), share=None),)
+        return tuple(SoundContext(layers=layers(feature), share=share) for feature, share in heard)
 
     def _condition_tokens(
         self, grid: LatentGrid, reference_latent: Tensor, motion_latents: Tensor | None, num_near: int
@@ -263,7 +303,7 @@ class WanS2VTransformer(nn.Module):
         if i is None:
             return x
         video, rest = x[:, : clip.layout.num_video], x[:, clip.layout.num_video :]
-        return torch.cat([video + self.audio_injector.residual(i, video, clip.audio[i]), rest], dim=1)
+        return torch.cat([video + self.audio_injector.added(i, video, clip.sounds), rest], dim=1)
 
     def _velocity(self, video: Tensor, time: TimeContext, grid: LatentGrid) -> Tensor:
         patches = self.head(video, time.head)
