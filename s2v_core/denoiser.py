@@ -56,8 +56,9 @@ class TransformerDenoiser:
         if self.settings.guidance_scale != 1:
             silence = torch.zeros_like(inputs.audio_features)
             clips.append(self._prepare(inputs, inputs.negative_prompt_embeds, silence, noise.shape[2]))
-        velocity = self._velocity(clips)
-        return denoise(velocity, noise.to(self.device), self.schedule, SOLVER_STEPS[self.settings.solver], on_step)
+        velocity, step = self._velocity(clips), SOLVER_STEPS[self.settings.solver]
+        source = None if inputs.source is None else inputs.source.to(self.device)
+        return denoise(velocity, noise.to(self.device), self.schedule, step, on_step, source)
 
     def _prepare(self, inputs: ClipInputs, prompt_embeds: Tensor, features: Tensor, num_latents: int) -> ClipContext:
         def here(tensor: Tensor | None) -> Tensor | None:

@@ -7,10 +7,10 @@ Everything is frozen: hosts cache these objects and hand them to the next run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, device
 
 from .errors import ConfigError, ShapeError
 from .geometry import VideoSize
@@ -113,6 +113,26 @@ class PoseFrames(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SourceLatents:
+    """Footage that a clip keeps outside a mask."""
+
+    latents: Tensor         # [1, 16, T, h, w] of the footage, clean
+    mask: Tensor            # [1, 1, T, h, w] in 0..1: 1 is made anew, 0 stays
+    strength: float = 1.0   # 0 (exclusive) to 1: how much noise the footage is given inside the mask; 1: nothing stays
+
+    def to(self, where: device) -> SourceLatents:
+        return replace(self, latents=self.latents.to(where), mask=self.mask.to(where))
+
+
+class SourceFootage(Protocol):
+    """Footage on the video's clock, read as it is asked for."""
+
+    def clip(self, start_frame: int, stop_frame: int, codec: VideoCodec) -> SourceLatents:
+        """The latents and the mask of frames start to stop; before and past the footage its first and last frame."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Conditioning:
     """What directs a whole video. Made once per video."""
 
@@ -123,6 +143,7 @@ class Conditioning:
     reference_latent: Tensor          # [1, 16, 1, h, w]
     audio: AudioFeatures
     pose: PoseFrames | None = None
+    source: SourceFootage | None = None   # footage that is kept outside a mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +156,7 @@ class ClipInputs:
     motion_latents: Tensor | None     # [1, 16, 19, h, w]; None: no motion tokens
     audio_features: Tensor            # [1, 25, 1024, F]
     pose_latents: Tensor | None       # [1, 16, T, h, w]; None: no pose
+    source: SourceLatents | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

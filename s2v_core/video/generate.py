@@ -188,7 +188,7 @@ def clip_inputs(
     plan: ClipPlan, conditioning: Conditioning, codec: VideoCodec, motion_latents: Tensor | None
 ) -> ClipInputs:
     """What directs the clip of `plan`, cut out of what directs the video."""
-    pose = conditioning.pose
+    pose, source = conditioning.pose, conditioning.source
     return ClipInputs(
         prompt_embeds=conditioning.prompt_embeds,
         negative_prompt_embeds=conditioning.negative_prompt_embeds,
@@ -196,4 +196,5 @@ def clip_inputs(
         motion_latents=motion_latents,
         audio_features=conditioning.audio.window(plan.start_frame, plan.stop_frame),
         pose_latents=None if pose is None else codec.encode(pose_window(pose, plan))[:, :, 1:],
+        source=None if source is None else source.clip(plan.start_frame, plan.stop_frame, codec),
     )
