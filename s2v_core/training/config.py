@@ -81,9 +81,14 @@ class OptimizerConfig:
     decay_fraction: float = 0.0    # of all steps, at the end
     max_grad_norm: float = 1.0
     ema: float = 0.0               # decay a step of the averaged weights; 0: none are kept
+    moments: str = "fp32"          # what Adam remembers of every weight; "8bit" needs torchao or bitsandbytes
+    offload: bool = False          # Adam's moments and its arithmetic on the CPU, in float32
 
     def __post_init__(self) -> None:
         _probabilities(self, "decay_fraction", "ema")
+        _one_of(self, "moments", ("fp32", "8bit"))
+        if self.offload and self.moments != "fp32":
+            raise ConfigError("moments on the CPU are kept in fp32: choose offload or moments: 8bit, not both")
         _at_least(self, 0, "weight_decay", "warmup_steps")
         if not self.learning_rate > 0 or not self.max_grad_norm > 0:
             raise ConfigError(

@@ -23,7 +23,7 @@ from .student import SOUND_MODULES
 GB = 1e9
 HEADROOM = 0.92        # of a card's memory that can be planned with: kernels, communication and fragments want the rest
 FLOAT32 = 4
-STATE = {"gradients": FLOAT32, "Adam's first moments": FLOAT32, "Adam's second moments": FLOAT32}
+MOMENT = {"fp32": FLOAT32, "8bit": 1 + FLOAT32 / 256}   # bytes; 8-bit moments have a scale for every 256
 
 # Tensors that a block keeps for its backward pass without checkpointing, per token, in units of its widths.
 BLOCK_WIDTHS = 22.5    # of dim: norms, modulated inputs, queries, keys, values, attention and its projections
@@ -129,7 +129,10 @@ def _estimate(
     parts = {"weights that learn": trained * FLOAT32 / num_gpus}
     if frozen:
         parts["weights that do not"] = frozen * (2 if config.model.frozen_dtype == "bf16" else FLOAT32) / num_gpus
-    parts |= {name: trained * size / num_gpus for name, size in STATE.items()}
+    parts["gradients"] = trained * FLOAT32 / num_gpus
+    if not config.optimizer.offload:
+        moment = trained * MOMENT[config.optimizer.moments] / num_gpus
+        parts |= {"Adam's first moments": moment, "Adam's second moments": moment}
     if config.optimizer.ema:
         parts["averaged weights"] = trained * FLOAT32 / num_gpus
     if num_gpus > 1:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import OutputError
 from .config import ObjectiveConfig, OptimizerConfig
 from .objective import Batch, draw, velocity_loss
+from .optimizers import make_optimizer, set_learning_rate
 from .student import Student
 
 
@@ -119,14 +120,7 @@ class Trainer:
         self.device = torch.device(device)
         self.step = 0   # optimiser steps done
         trained = student.trained()
-        self.optimizer = torch.optim.AdamW(
-            trained.values(),
-            lr=optimizer.learning_rate,
-            betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay,
-            eps=optimizer.eps,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(trained.values(), optimizer)
         self.average = Average(trained, optimizer.ema) if optimizer.ema else None
 
     def train_step(self) -> StepReport:
@@ -136,9 +130,8 @@ class Trainer:
         """
         began = time.perf_counter()
         rate = learning_rate(self.step, self.steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()
         total, num_samples, num_tokens = 0.0, 0, 0
         for part in range(self.accumulate):
             batch, loss = self.loss_of(self.step * self.accumulate + part)

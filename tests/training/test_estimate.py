@@ -63,6 +63,16 @@ def test_an_average_costs_a_copy():
     assert averaged.parts["averaged weights"] == 4 * averaged.num_trained / 8
 
 
+def test_moments_in_8_bits_or_on_the_cpu_leave_room():
+    plain, small, away = (
+        estimate(replace(FULL, optimizer=OptimizerConfig(**kind)))
+        for kind in ({}, {"moments": "8bit"}, {"offload": True})
+    )
+    share = plain.num_trained / 8
+    assert plain.total - small.total == pytest.approx(2 * (3 - 4 / 256) * share)
+    assert plain.total - away.total == 8 * share
+
+
 def test_layouts_share_by_heads_first_and_by_ring_for_the_rest():
     assert [str(layout) for layout in layouts(8, 40)] == [
         "8 x data, 1 x ring, 1 x Ulysses", "4 x data, 1 x ring, 2 x Ulysses",

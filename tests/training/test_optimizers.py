@@ -1,0 +1,96 @@
+"""AdamW in its kinds: fused, offloaded and in 8 bits; what they compute, what they keep, and what is missing."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from s2v_core.errors import ConfigError
+from s2v_core.training.checkpoint import load_checkpoint, save_checkpoint
+from s2v_core.training.config import OptimizerConfig
+from s2v_core.training.optimizers import make_optimizer, set_learning_rate
+
+from .test_trainer import OPTIMIZER, losses, make_trainer
+from .tiny import tiny_student
+
+CONFIG = OptimizerConfig(learning_rate=1e-2)
+
+
+class Line:
+    """One large layer that learns to copy, by an optimiser of some kind."""
+
+    def __init__(self, config):
+        torch.manual_seed(0)
+        self.layer = nn.Linear(64, 64, bias=False)
+        self.optimizer = make_optimizer(self.layer.parameters(), config)
+
+    def losses(self, start, stop):
+        found = []
+        for step in range(start, stop):
+            x = torch.randn(16, 64, generator=torch.Generator().manual_seed(step))
+            set_learning_rate(self.optimizer, 1e-2 / (step + 1))
+            loss = (self.layer(x) - x).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            found.append(loss.item())
+        return found
+
+
+def state_of(line):
+    return {"weights": line.layer.state_dict(), "optimizer": line.optimizer.state_dict()}
+
+
+def test_adamw_is_fused():
+    assert make_optimizer([nn.Parameter(torch.zeros(2))], CONFIG).param_groups[0]["fused"]
+
+
+def test_moments_on_the_cpu_give_the_losses_of_a_run_without_bit_for_bit():
+    offloaded = replace(OPTIMIZER, offload=True)
+    expected = losses(make_trainer(), 6)
+    assert losses(make_trainer(optimizer=offloaded), 6) == expected
+    first, second = (make_trainer(optimizer=offloaded, student=tiny_student(seed)) for seed in (0, 9))
+    losses(first, 3)
+    second.load_state_dict(first.state_dict())
+    assert losses(second, 3) == expected[3:]
+
+
+def test_moments_on_the_cpu_leave_alone_what_got_no_gradient():
+    weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = make_optimizer(weights, replace(CONFIG, offload=True))
+    weights[0].sum().backward()
+    optimizer.step()
+    assert (weights[0] < 1).all() and (weights[1] == 1).all()
+    optimizer.zero_grad()
+    assert weights[0].grad is None
+
+
+def test_moments_in_8_bits_learn_are_small_and_are_resumed_bit_for_bit(tmp_path):
+    small = replace(CONFIG, moments="8bit")
+    whole = Line(small)
+    expected = whole.losses(0, 6)
+    assert expected[-1] < 0.95 * expected[0] and expected == pytest.approx(Line(CONFIG).losses(0, 6), rel=0.05)
+    moments = next(iter(whole.optimizer.state.values()))["exp_avg"]
+    assert moments.codes.dtype == torch.uint8 and moments.codes.numel() == 64 * 64
+    first, second = Line(small), Line(small)
+    first.losses(0, 3)
+    saved = load_checkpoint(save_checkpoint(tmp_path, 3, state_of(first), keep=1))
+    second.layer.load_state_dict(saved["weights"])
+    second.optimizer.load_state_dict(saved["optimizer"])
+    assert second.losses(3, 6) == expected[3:]
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
+    for name in ("torchao", "torchao.optim", "bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match="moments: 8bit needs torchao or bitsandbytes: pip install torchao"):
+        make_optimizer([nn.Parameter(torch.zeros(2))], replace(CONFIG, moments="8bit"))
+
+
+def test_moments_that_are_offloaded_and_in_8_bits_are_refused():
+    with pytest.raises(ConfigError, match="not both"):
+        OptimizerConfig(moments="8bit", offload=True)
