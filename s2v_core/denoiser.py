@@ -53,10 +53,11 @@ class TransformerDenoiser:
     def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
         """[1, 16, T, h, w] noise -> denoised latents, float32, on the denoiser's device."""
         clips = [self._prepare(inputs, inputs.prompt_embeds, inputs.audio_features, noise.shape[2])]
-        if self.settings.guidance_scale != 1:
+        scale = self.settings.guidance_scale if inputs.guidance_scale is None else inputs.guidance_scale
+        if scale != 1:
             silence = torch.zeros_like(inputs.audio_features)
             clips.append(self._prepare(inputs, inputs.negative_prompt_embeds, silence, noise.shape[2]))
-        velocity, step = self._velocity(clips), SOLVER_STEPS[self.settings.solver]
+        velocity, step = self._velocity(clips, scale), SOLVER_STEPS[self.settings.solver]
         source = None if inputs.source is None else inputs.source.to(self.device)
         return denoise(velocity, noise.to(self.device), self.schedule, step, on_step, source)
 
@@ -83,9 +84,9 @@ class TransformerDenoiser:
         self._prompts = [*self._prompts[-1:], (prompt_embeds, context)]
         return context
 
-    def _velocity(self, clips: list[ClipContext]) -> Callable[[Tensor, float], Tensor]:
+    def _velocity(self, clips: list[ClipContext], scale: float) -> Callable[[Tensor, float], Tensor]:
         """(latents, timestep) -> velocity, guided when there are two branches."""
-        times, scale = self._prepared_times(), self.settings.guidance_scale
+        times = self._prepared_times()
         if len(clips) == 1:
             return lambda latents, timestep: self.model(latents, times[timestep], clips[0])
         if self.batch_branches:

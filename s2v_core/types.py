@@ -133,6 +133,15 @@ class SourceFootage(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Direction:
+    """What may change from clip to clip."""
+
+    prompt_embeds: Tensor                  # [1, L, 4096]
+    reference_latent: Tensor               # [1, 16, 1, h, w]
+    guidance_scale: float | None = None    # None: the sampler's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Conditioning:
     """What directs a whole video. Made once per video."""
 
@@ -144,6 +153,13 @@ class Conditioning:
     audio: AudioFeatures
     pose: PoseFrames | None = None
     source: SourceFootage | None = None   # footage that is kept outside a mask
+    directions: tuple[Direction, ...] = ()   # one per clip, in order; empty: all clips are directed alike
+
+    def direction(self, plan: ClipPlan) -> Direction:
+        """What directs the clip of `plan`, where clips may differ."""
+        if self.directions:
+            return self.directions[plan.index]
+        return Direction(prompt_embeds=self.prompt_embeds, reference_latent=self.reference_latent)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +172,8 @@ class ClipInputs:
     motion_latents: Tensor | None     # [1, 16, 19, h, w]; None: no motion tokens
     audio_features: Tensor            # [1, 25, 1024, F]
     pose_latents: Tensor | None       # [1, 16, T, h, w]; None: no pose
+    index: int = 0                    # of the clip in its video
+    guidance_scale: float | None = None   # None: the sampler's
     source: SourceLatents | None = None
 
 

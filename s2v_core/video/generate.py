@@ -111,7 +111,8 @@ class _Run:
     def finish(self, plan: ClipPlan, latents: Tensor, motion_latents: Tensor | None) -> DecodedClip:
         """Decode a clip and remember it."""
         if self.decoder is None or not self.carries:
-            opening = self.conditioning.reference_latent if motion_latents is None else motion_latents
+            reference = self.conditioning.direction(plan).reference_latent
+            opening = reference if motion_latents is None else motion_latents
             self.decoder = open_stream(self.codec, opening)
         frames = kept_frames(self.decoder, plan, latents, self.conditioning.size)
         if not self.carries:
@@ -188,11 +189,14 @@ def clip_inputs(
     plan: ClipPlan, conditioning: Conditioning, codec: VideoCodec, motion_latents: Tensor | None
 ) -> ClipInputs:
     """What directs the clip of `plan`, cut out of what directs the video."""
+    direction = conditioning.direction(plan)
     pose, source = conditioning.pose, conditioning.source
     return ClipInputs(
-        prompt_embeds=conditioning.prompt_embeds,
+        index=plan.index,
+        prompt_embeds=direction.prompt_embeds,
         negative_prompt_embeds=conditioning.negative_prompt_embeds,
-        reference_latent=conditioning.reference_latent,
+        reference_latent=direction.reference_latent,
+        guidance_scale=direction.guidance_scale,
         motion_latents=motion_latents,
         audio_features=conditioning.audio.window(plan.start_frame, plan.stop_frame),
         pose_latents=None if pose is None else codec.encode(pose_window(pose, plan))[:, :, 1:],
