@@ -103,6 +103,35 @@ def read_normalised(sound: SoundSource, start: int, stop: int) -> Tensor:
     return torch.from_numpy(samples)[None]
 
 
+def silence_features(encode: Encode) -> Tensor:
+    """[1, L, C, 1] float32 on the CPU: what the sound encoder makes of silence, the hidden states of zeros averaged."""
+    states = _checked_states(encode, torch.zeros(1, SILENCE_SECONDS * SAMPLE_RATE))
+    quarter = states.shape[1] // 4   # its ends hear the edge
+    return states[:, quarter:-quarter].float().mean(1)[None, :, :, None].cpu()
+
+
+class SilentFeatures:
+    """Nothing to hear, at any length: an `AudioFeatures`."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._features = silence_features(encode)
+
+    def window(self, start_frame: int, stop_frame: int) -> Tensor:
+        """[1, L, C, stop-start]."""
+        return self._features.expand(-1, -1, -1, stop_frame - start_frame)
+
+
+def _checked_states(encode: Encode, waveform: Tensor) -> Tensor:
+    states = encode(waveform)                                            # [L, T, C]
+    expected = num_hidden_states(waveform.shape[1])
+    if states.ndim != 3 or states.shape[1] != expected:
+        raise ShapeError(
+            f"the sound encoder made {list(states.shape)} of {waveform.shape[1]} samples, "
+            f"where [layers, {expected}, width] is needed: Wan-S2V hears 50 hidden states a second"
+        )
+    return states
+
+
 # L hidden states a layer and the input, T hidden frames, C width, n frames of the video
 class SoundFeatures:
     """The features of one sound at a video's fps: the `AudioFeatures` of the clip loop.
@@ -137,9 +166,7 @@ class SoundFeatures:
         if not num_frames:
             return None
         if self._silence is None:
-            states = self._states(torch.zeros(1, SILENCE_SECONDS * SAMPLE_RATE))
-            quarter = states.shape[1] // 4   # its ends hear the edge
-            self._silence = states[:, quarter:-quarter].float().mean(1)[None, :, :, None].cpu()
+            self._silence = silence_features(self._encode)
         return self._silence.expand(-1, -1, -1, num_frames)
 
     def _of_sound(self, first: int, last: int) -> list[Tensor]:
@@ -166,18 +193,9 @@ class SoundFeatures:
     def _encode_chunk(self, chunk: int) -> Tensor:
         first = max(0, min(chunk * CHUNK - CONTEXT, self._num_states - WHOLE))
         last = min(first + WHOLE, self._num_states)
-        states = self._states(read_normalised(self._sound, first * HOP, (last - 1) * HOP + FEATURE_WINDOW))
+        waveform = read_normalised(self._sound, first * HOP, (last - 1) * HOP + FEATURE_WINDOW)
+        states = _checked_states(self._encode, waveform)
         frames = slice(*self._frames_of(chunk))
         lower, weight = (x[frames].to(states.device) for x in (self._lower - first, self._weight))
         features = interpolate_states(states.float(), lower, weight)     # [L, n, C]
         return rearrange(features, "l n c -> 1 l c n").cpu().contiguous()
-
-    def _states(self, waveform: Tensor) -> Tensor:
-        states = self._encode(waveform)                                  # [L, T, C]
-        expected = num_hidden_states(waveform.shape[1])
-        if states.ndim != 3 or states.shape[1] != expected:
-            raise ShapeError(
-                f"the sound encoder made {list(states.shape)} of {waveform.shape[1]} samples, "
-                f"where [layers, {expected}, width] is needed: Wan-S2V hears 50 hidden states a second"
-            )
-        return states

@@ -143,6 +143,7 @@ class PrecomputeConfig:
     video_frames: int = 241
     width: int = 64                    # pixels
     height: int = 64
+    faces: tuple[float, ...] = (1.0,)  # shares of videos with one face, with two and with three
     held_out: bool = False             # looks, voices and sentences that training never sees
 
     def __post_init__(self) -> None:
@@ -151,6 +152,11 @@ class PrecomputeConfig:
         _at_least(self, 0, "num_videos", "seed", "warmup_frames")
         _probabilities(self, "first_share")
         _one_of(self, "prompts", ("encoded", "text"))
+        if not 1 <= len(self.faces) <= 3 or min(self.faces) < 0 or not sum(self.faces) > 0:
+            raise ConfigError(
+                f"faces are the shares of videos with one, two and three faces, such as [0.75, 0.15, 0.1]; "
+                f"got {list(self.faces)}"
+            )
         if self.clip_frames % 4 or self.motion_frames % 4 != 1:
             raise ConfigError(
                 f"clip_frames is a multiple of 4 and motion_frames one more than such a multiple; "

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ..conditioning.audio import SoundSource
-from ..conditioning.image import cover
 from ..conditioning.pose import PoseVideo
+from ..conditioning.speakers import box_cells, place_boxes, soft_mask
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError, MediaError
 from ..geometry import PATCH, SIZE_MULTIPLE, SPATIAL_STRIDE, VideoSize, token_layout
@@ -37,9 +37,20 @@ COLUMNS = ("video", "audio", "prompt", "pose", "face_boxes")
 STEP = SPATIAL_STRIDE * PATCH
 SILENT_EVERY = 25   # synthetic clips: in one of so many nobody speaks
 HISS = 1e-3         # what is heard there; a sound of zeros is refused as broken
+SILENT_SHARE = 0.25   # of the people in synthetic clips of several
+BOX_SHARE = 0.5       # of synthetic clips of several people: regions are boxes around heads, in the others columns
+FACES_DRAW, SPEAKERS_DRAW = 1, 2   # beside the seed: what is drawn here has nothing of what the clip draws
 
 Boxes = Callable[[int, int], np.ndarray]
 """(start, stop) -> [stop-start, P, 4] left, top, right, bottom in pixels of the footage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FootageSpeaker:
+    """Somebody who is heard in a part of the picture alone."""
+
+    sound: SoundSource
+    mask: Tensor   # [h, w] 0..1, of all latent frames
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,13 +59,14 @@ class Footage:
 
     size: VideoSize
     num_frames: int
-    sound: SoundSource
+    sound: SoundSource | None              # heard by everybody, or by those who are no speaker; None: silence
     prompt: str
     frames: Callable[[int, int], Tensor]   # (start, stop) -> [1, 3, stop-start, H, W] in [-1, 1]
     reference: Tensor | None = None        # [1, 3, 1, H, W]; None: one of the frames
     pose: Callable[[int, int], Tensor] | None = None   # as frames
     face_boxes: Boxes | None = None
     mouth_boxes: Boxes | None = None
+    speakers: tuple[FootageSpeaker, ...] = ()
 
 
 class FootageItem(Protocol):
@@ -180,10 +192,7 @@ def _face_boxes(row: dict[str, Any], picture: tuple[int, int], size: VideoSize) 
         boxes = np.asarray(json.loads(value) if isinstance(value, str) else value, np.float32).reshape(-1, 1, 4)
     except (ValueError, TypeError) as error:
         raise MediaError(f"{row['video']}: face_boxes is [left, top, right, bottom], or a list of such") from error
-    width, height = cover(picture, size)
-    scale = np.asarray([width / picture[0], height / picture[1]] * 2, np.float32)
-    shift = np.asarray([(width - size.width) / 2, (height - size.height) / 2] * 2, np.float32)
-    return partial(_boxes_between, boxes * scale - shift)
+    return partial(_boxes_between, place_boxes(boxes, picture, size))
 
 
 def _boxes_between(boxes: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -311,7 +320,11 @@ def _content(archive: tarfile.TarFile, member: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticItem:
-    """A clip that is drawn when it is opened."""
+    """A clip that is drawn when it is opened.
+
+    One face hears the clip's sound. With several, each is a speaker in a region of its own, and some keep silent:
+    those are no speakers, so that what nobody's region covers is silent too.
+    """
 
     seed: int
     config: PrecomputeConfig
@@ -322,32 +335,78 @@ class SyntheticItem:
 
     def fingerprint(self) -> str:
         c = self.config
-        return f"synthetic {self.seed} {c.video_frames} {c.width}x{c.height} {c.held_out}"
+        kind = "" if self.num_faces == 1 else f" {self.num_faces} faces"
+        kind += " silence" if self.num_faces == 1 and self._hears_silence else ""
+        return f"synthetic {self.seed} {c.video_frames} {c.width}x{c.height} {c.held_out}{kind}"
+
+    @property
+    def num_faces(self) -> int:
+        shares = np.asarray(self.config.faces)
+        return 1 + int(np.random.default_rng([self.seed, FACES_DRAW]).choice(len(shares), p=shares / shares.sum()))
+
+    @property
+    def _is_silent(self) -> bool:
+        return self.seed % SILENT_EVERY == SILENT_EVERY - 1
+
+    @property
+    def _hears_silence(self) -> bool:
+        """Of silent clips every second one hears what is fed before and after a sound, the others hear a hiss."""
+        return self._is_silent and self.seed // SILENT_EVERY % 2 == 1
 
     def open(self) -> Footage:
         config = self.config
         if config.fps != FPS:
             raise ConfigError(f"synthetic clips have {FPS} frames a second, fps says {config.fps:g}")
-        silent = self.seed % SILENT_EVERY == SILENT_EVERY - 1
+        num_faces, rng = self.num_faces, np.random.default_rng([self.seed, SPEAKERS_DRAW])
+        silent = tuple(bool(chance < SILENT_SHARE) for chance in rng.random(num_faces)) if num_faces > 1 else None
         clip = SyntheticClip(
             self.seed,
             num_frames=config.video_frames,
             width=config.width,
             height=config.height,
+            num_faces=num_faces,
             held_out=config.held_out,
-            silent=silent,
+            silent=self._is_silent if silent is None else silent,
         )
-        hiss = np.random.default_rng(self.seed).normal(0, HISS, clip.waveform.shape).astype(np.float32)
         return Footage(
             size=VideoSize(width=config.width, height=config.height),
             num_frames=clip.num_frames,
-            sound=sound_from_waveform(torch.from_numpy(clip.waveform + hiss * silent)[None], SAMPLE_RATE),
+            sound=self._sound(clip) if silent is None else None,
             prompt=clip.prompt,
             frames=lambda start, stop: _pixels(clip.frames(start, stop)),
             reference=_pixels(clip.reference[None]),
             face_boxes=clip.face_boxes,
             mouth_boxes=clip.mouth_boxes,
+            speakers=() if silent is None else _speakers(clip, rng),
         )
+
+    def _sound(self, clip: SyntheticClip) -> SoundSource | None:
+        if self._hears_silence:
+            return None
+        if self._is_silent:
+            hiss = np.random.default_rng(self.seed).normal(0, HISS, clip.waveform.shape).astype(np.float32)
+            return _sound_of(hiss)
+        return _sound_of(clip.waveform)
+
+
+def _sound_of(waveform: np.ndarray) -> SoundSource:
+    return sound_from_waveform(torch.from_numpy(waveform)[None], SAMPLE_RATE)
+
+
+def _speakers(clip: SyntheticClip, rng: np.random.Generator) -> tuple[FootageSpeaker, ...]:
+    """Those who speak, each in its column of the picture or in a box around its head, as users draw them."""
+    regions = clip.regions
+    if rng.random() < BOX_SHARE:
+        heads = clip.face_boxes()
+        regions = np.concatenate([heads[..., :2].min(0), heads[..., 2:].max(0)], axis=-1)
+        room = rng.uniform(0.05, 0.3) * (regions[:, 2:] - regions[:, :2])
+        regions = np.concatenate([regions[:, :2] - room, regions[:, 2:] + room], axis=-1)
+    masks = box_cells(torch.from_numpy(regions.astype(np.float32)), width=clip.width, height=clip.height)
+    return tuple(
+        FootageSpeaker(sound=_sound_of(person.waveform), mask=soft_mask(mask))
+        for person, mask in zip(clip.people, masks, strict=True)
+        if person.waveform.any()
+    )
 
 
 def _pixels(frames: np.ndarray) -> Tensor:

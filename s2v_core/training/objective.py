@@ -26,13 +26,15 @@ class Batch:
 
     latents: Tensor                      # [B, 16, T, h, w] clean
     reference_latent: Tensor             # [B, 16, 1, h, w]
-    audio_features: Tensor               # [B, layers, C, 4T]
+    audio_features: Tensor               # [B, layers, C, 4T]; with speakers, what is heard outside their masks
     prompts: tuple[str, ...]
     prompt_embeds: Tensor | None = None      # [B, L, D], zero rows after the last token; None: `prompts` tell
     motion_latents: Tensor | None = None     # [B, 16, Tm, h, w]
     pose_latents: Tensor | None = None       # [B, 16, T, h, w]
     face_mask: Tensor | None = None          # [B, T, h, w], how much of the cell is face, 0..1
     mouth_mask: Tensor | None = None         # [B, T, h, w]
+    speaker_features: Tensor | None = None   # [B, S, layers, C, 4T]
+    speaker_masks: Tensor | None = None      # [B, S, T, h, w] 0..1
 
     def with_embeds(self, prompt_embeds: Tensor) -> Batch:
         return replace(self, prompt_embeds=prompt_embeds)
@@ -117,6 +119,8 @@ def predict_velocity(model: WanS2VTransformer, batch: Batch, drawn: Draw, negati
         num_latents=batch.latents.shape[2],
         reference_latent=_blank(batch.reference_latent, drawn.drops_reference),
         audio_features=_blank(batch.audio_features, drawn.drops_sound),
+        speaker_features=_blank(batch.speaker_features, drawn.drops_sound),
+        speaker_masks=batch.speaker_masks,
         motion_latents=_seen_motion(batch.motion_latents, drawn),
         pose_latents=batch.pose_latents,
         num_near=drawn.num_near,
@@ -132,9 +136,9 @@ def swap_prompts(embeds: Tensor, negative: Tensor, dropped: Tensor) -> Tensor:
     return torch.where(dropped.view(-1, 1, 1), negative, embeds)
 
 
-def _blank(x: Tensor, dropped: Tensor) -> Tensor:
+def _blank(x: Tensor | None, dropped: Tensor) -> Tensor | None:
     """Zeros where a sample is dropped."""
-    return x * (~dropped).to(x).view(-1, *(1,) * (x.ndim - 1))
+    return None if x is None else x * (~dropped).to(x).view(-1, *(1,) * (x.ndim - 1))
 
 
 def _seen_motion(motion: Tensor | None, drawn: Draw) -> Tensor | None:

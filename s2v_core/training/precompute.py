@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..conditioning.audio import SoundFeatures
+from ..conditioning.audio import SilentFeatures, SoundFeatures, SoundSource
 from ..errors import ConfigError, MediaError, OutputError, S2VError
+from ..types import AudioFeatures
 from .config import PrecomputeConfig
 from .footage import Boxes, Footage, FootageItem, held_boxes, held_frames
 from .windows import (
@@ -91,6 +92,7 @@ class _Pending:
     pose_frames: Tensor | None
     reference: Tensor          # [1, 3, 1, H, W]
     features: Tensor           # [layers, C, F]
+    speaker_features: Tensor | None   # [S, layers, C, F]
 
     @property
     def form(self) -> tuple[object, ...]:
@@ -171,7 +173,7 @@ def _cut_item(
         return
     footage = item.open()
     rng = np.random.default_rng([config.seed, index])
-    features = SoundFeatures(footage.sound, encoders.hidden_states, fps=config.fps)
+    sounds = [_features(sound, encoders, config) for sound in (footage.sound, *(s.sound for s in footage.speakers))]
     try:
         cuts = choose_cuts(footage.num_frames, config, rng)
     except MediaError as error:
@@ -185,6 +187,7 @@ def _cut_item(
         if reference is None:
             reference = footage.frames(at, at + 1)
         frames = _stream(footage, cut, stop, reference, config)
+        features = torch.cat([sound.window(cut.start, stop) for sound in sounds])
         yield _Pending(
             path=paths[k],
             fingerprint=fingerprint,
@@ -193,8 +196,15 @@ def _cut_item(
             frames=frames,
             pose_frames=None if footage.pose is None else _pose_stream(footage, cut, stop),
             reference=reference,
-            features=features.window(cut.start, stop)[0],
+            features=features[0],
+            speaker_features=features[1:] if footage.speakers else None,
         )
+
+
+def _features(sound: SoundSource | None, encoders: Encoders, config: PrecomputeConfig) -> AudioFeatures:
+    if sound is None:
+        return SilentFeatures(encoders.hidden_states)
+    return SoundFeatures(sound, encoders.hidden_states, fps=config.fps)
 
 
 def _is_right(path: Path, fingerprint: str) -> bool:
@@ -262,7 +272,16 @@ def _window(
         pose_latents=pose,
         face_mask=mask(footage.face_boxes),
         mouth_mask=mask(footage.mouth_boxes),
+        speaker_features=pending.speaker_features,
+        speaker_masks=_speaker_masks(footage, stream.shape[1] - num_before),
     )
+
+
+def _speaker_masks(footage: Footage, num_latents: int) -> Tensor | None:
+    """[S, T, h, w]."""
+    if not footage.speakers:
+        return None
+    return torch.stack([speaker.mask for speaker in footage.speakers])[:, None].expand(-1, num_latents, -1, -1)
 
 
 def find_windows(folders: Iterable[Path]) -> list[Path]:

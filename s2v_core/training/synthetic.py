@@ -5,7 +5,7 @@ Knows no models. Everything about a clip follows from its seed (and from whether
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,7 +80,7 @@ class SyntheticClip:
         num_faces: 1 to 3, side by side, each with a voice of its own.
         motion, camera: one of HEAD_MOTIONS (for everybody) and CAMERA_MOTIONS; drawn from the seed where None. With
             several faces the camera keeps still.
-        silent: nobody speaks.
+        silent: nobody speaks; or who of the faces, left to right, keeps silent.
         held_out: looks, voices and sentences that training never sees.
         engine: "espeak" or "formant" for voices of that kind alone.
         tracks: [S] float32 each, spoken by the faces in place of their own voices.
@@ -98,11 +98,12 @@ class SyntheticClip:
         num_faces: int = 1,
         motion: str | None = None,
         camera: str | None = None,
-        silent: bool = False,
+        silent: bool | Sequence[bool] = False,
         held_out: bool = False,
         engine: str | None = None,
         tracks: list[np.ndarray] | None = None,
     ) -> None:
+        silent = [silent] * num_faces if isinstance(silent, bool) else silent
         _check(num_faces, motion, camera, tracks)
         self.num_frames, self.width, self.height = num_frames, width, height
         rng = np.random.default_rng(seed + HELD_OUT_SEEDS * held_out)
@@ -120,7 +121,7 @@ class SyntheticClip:
             num_samples = round(num_frames * SAMPLE_RATE / FPS)
             if tracks is not None:
                 track = np.asarray(tracks[i], np.float32)
-            elif silent:
+            elif silent[i]:
                 track = np.zeros(num_samples, np.float32)
             else:
                 voice = choices[order[i % len(choices)]]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..conditioning.speakers import box_cells
 from ..errors import CheckpointError, OutputError
 from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from .objective import Batch
@@ -35,13 +36,15 @@ class Window:
 
     latents: Tensor                       # [16, T, h, w]
     reference_latent: Tensor              # [16, 1, h, w]
-    audio_features: Tensor                # [layers, C, 4T]
+    audio_features: Tensor                # [layers, C, 4T]; with speakers, silence
     prompt: str
     prompt_embeds: Tensor | None = None   # [L, D]
     motion_latents: Tensor | None = None  # [16, Tm, h, w]
     pose_latents: Tensor | None = None    # [16, T, h, w]
     face_mask: Tensor | None = None       # [T, h, w] 0..1
     mouth_mask: Tensor | None = None      # [T, h, w] 0..1
+    speaker_features: Tensor | None = None   # [S, layers, C, 4T]
+    speaker_masks: Tensor | None = None      # [S, T, h, w] 0..1, where each is heard
 
     @property
     def kind(self) -> str:
@@ -149,17 +152,8 @@ def box_mask(boxes: np.ndarray, *, height: int, width: int) -> Tensor:
     Returns: [T, h, w] float32 in 0..1.
     """
     boxes = torch.from_numpy(np.nan_to_num(np.asarray(boxes, np.float32), nan=-1.0)) / SPATIAL_STRIDE
-    left, top, right, bottom = boxes.unsqueeze(-1).unbind(2)                      # each [F, P, 1]
-    across = _overlap(left, right, width)                                         # [F, P, w]
-    down = _overlap(top, bottom, height)                                          # [F, P, h]
-    cells = (down.unsqueeze(-1) * across.unsqueeze(-2)).amax(1)                   # [F, h, w]
+    cells = box_cells(boxes, width=width, height=height).amax(1)                  # [F, h, w]
     return cells.unflatten(0, (-1, TEMPORAL_STRIDE)).amax(1)
-
-
-def _overlap(low: Tensor, high: Tensor, count: int) -> Tensor:
-    """How much of each of `count` unit cells lies between low and high."""
-    starts = torch.arange(count, dtype=torch.float32)
-    return (torch.minimum(high, starts + 1) - torch.maximum(low, starts)).clamp(0, 1)
 
 
 def fingerprint_of(parts: dict[str, object]) -> str:

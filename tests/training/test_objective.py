@@ -34,6 +34,8 @@ def by_the_book(student, batch, drawn, config):
             prompt=model.prepare_prompt(embeds), num_latents=batch.latents.shape[2], reference_latent=reference,
             audio_features=sound, motion_latents=motion, num_near=drawn.num_near,
             pose_latents=None if batch.pose_latents is None else batch.pose_latents[one],
+            **{name: None if drawn.drops_sound[i] or getattr(batch, name) is None else getattr(batch, name)[one]
+               for name in ("speaker_features", "speaker_masks")},
         )  # fmt: skip
         s = drawn.sigmas[i].to(batch.latents)
         clean, noise = batch.latents[one], drawn.noise[one]
@@ -65,6 +67,7 @@ CASES = {
     "everything at once": ({"pose": True}, {"drops_prompt": [True, False], "drops_sound": [False, True]}),
     "first clip": ({"motion": False}, {"drops_reference": [True, False]}),
     "no masks": ({"masks": False}, {}),
+    "two speakers": ({"speakers": 2}, {"drops_sound": [False, True]}),
     "near motion dropped": ({}, {"num_near": 1}),
     "far motion dropped": ({}, {"num_near": 2, "keeps_far": False}),
 }

@@ -136,3 +136,9 @@ def test_a_clip_longer_than_another_begins_alike():
 def test_an_impossible_clip_is_refused(options):
     with pytest.raises(ConfigError):
         clip(**options)
+
+
+def test_of_several_faces_those_that_are_told_to_keep_silent():
+    clip = SyntheticClip(3, num_frames=33, num_faces=3, silent=(True, False, True))
+    assert [bool(w.any()) for w in clip.waveforms] == [False, True, False]
+    assert [bool(o.max() > 0.3) for o in clip.openings] == [False, True, False]

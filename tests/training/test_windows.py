@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2v_core.conditioning.audio import SoundFeatures
+from s2v_core.conditioning.audio import SilentFeatures, SoundFeatures
 from s2v_core.errors import CheckpointError, ConfigError, MediaError, OutputError
 from s2v_core.media.video_io import write_segment
 from s2v_core.training.config import PrecomputeConfig
@@ -82,6 +82,73 @@ def test_masks_cover_the_mouth_and_the_face(windows):
     face, mouth = window.face_mask, window.mouth_mask
     assert face.shape == mouth.shape == (2, 8, 8)
     assert 0 < mouth.sum() < face.sum() < 2 * 64 and face[mouth > 0.5].min() > 0.9
+
+
+def several(tmp_path, encoders, **changes):
+    """Windows of synthetic videos with two or three faces, and the videos."""
+    config = replace(CONFIG, windows=tmp_path, first_share=1.0, num_videos=3, faces=(0.0, 1.0, 1.0), **changes)
+    items = find_footage(config)
+    precompute(items, encoders, config)
+    return [load_window(path) for path in find_windows([tmp_path])], items, config
+
+
+def test_each_of_several_faces_has_its_own_sound_in_its_own_region(tmp_path, encoders):
+    found, items, config = several(tmp_path, encoders)
+    assert any(len(item.open().speakers) > 1 for item in items)
+    silence = SilentFeatures(encoders.hidden_states)
+    for window, item, start in zip(found, items, starts_of(items, config), strict=True):
+        speakers = item.open().speakers
+        assert torch.equal(window.audio_features, silence.window(start, start + 8)[0].half().float())
+        assert window.speaker_masks.shape == (len(speakers), 2, 8, 8)
+        for k, speaker in enumerate(speakers):
+            heard = SoundFeatures(speaker.sound, encoders.hidden_states, fps=16.0).window(start, start + 8)
+            assert torch.equal(window.speaker_features[k], heard[0].half().float())
+            assert torch.equal(window.speaker_masks[k, 1], speaker.mask.half().float())
+
+
+def test_some_of_several_faces_keep_silent_and_every_mouth_is_in_the_mask(tmp_path):
+    config = replace(CONFIG, num_videos=60, faces=(2.0, 1.0, 1.0))
+    items = find_footage(config)
+    faces = Counter(item.num_faces for item in items)
+    assert 20 <= faces[1] <= 40 and faces[2] > 5 and faces[3] > 5
+    opened = [item.open() for item in items if item.num_faces == 3]
+    assert {len(footage.speakers) for footage in opened} >= {2, 3} and all(f.sound is None for f in opened)
+    mouths = box_mask(opened[0].mouth_boxes(0, 4), height=8, width=8)[0]
+    assert all(mouths[:, slice(*columns)].sum() > 0.1 for columns in ((0, 2), (3, 5), (6, 8)))
+
+
+def test_windows_with_one_face_are_what_they_were_whatever_the_shares(tmp_path):
+    alone, among = (
+        [item for item in find_footage(replace(CONFIG, num_videos=30, faces=faces)) if item.num_faces == 1]
+        for faces in ((1.0,), (0.5, 0.5))
+    )
+    assert len(alone) == 30 > len(among) > 5
+    assert {item.fingerprint() for item in among} < {item.fingerprint() for item in alone}
+
+
+def test_of_silent_videos_some_hear_a_hiss_and_some_hear_nothing_at_all():
+    items = find_footage(replace(CONFIG, num_videos=50))
+    sounds = [item.open().sound for item in (items[24], items[49], items[0])]
+    assert sounds[1] is None and 0 < sounds[0].variance < 2e-6 < sounds[2].variance
+
+
+def test_faces_that_are_no_shares_are_refused():
+    for faces in ((), (0.0,), (1.0, -0.1), (0.1, 0.2, 0.3, 0.4)):
+        with pytest.raises(ConfigError, match="faces are the shares"):
+            replace(CONFIG, faces=faces)
+
+
+def test_windows_of_two_and_three_speakers_do_not_share_a_batch(tmp_path):
+    for seed in range(6):
+        g, num = torch.Generator().manual_seed(seed), 2 + seed % 2
+        window = replace(
+            some_window(seed), speaker_features=torch.randn(num, 3, 6, 8, generator=g),
+            speaker_masks=torch.rand(num, 2, 8, 8, generator=g),
+        )  # fmt: skip
+        save_window(tmp_path / f"{seed}.safetensors", window, fingerprint="f", model="m")
+    source = WindowBatches(find_windows([tmp_path]), batch_size=3, first_clip=0.0, seed=1)
+    shapes = {source.batch(i).speaker_features.shape for i in range(source.batches_per_epoch("continuing"))}
+    assert shapes == {(3, 2, 3, 6, 8), (3, 3, 3, 6, 8)}
 
 
 def test_a_box_fills_its_cells_in_part():

@@ -42,7 +42,9 @@ def tiny_student(seed=0, dtype=torch.float32, *, learns_text=False):
     return Student(tiny_transformer(seed, dtype), negative="", prompts=prompts)
 
 
-def tiny_batch(seed=0, size=2, dtype=torch.float32, *, motion=True, pose=False, masks=True, embeds=True):
+def tiny_batch(
+    seed=0, size=2, dtype=torch.float32, *, motion=True, pose=False, masks=True, embeds=True, speakers=0
+):
     g = torch.Generator().manual_seed(seed)
 
     def some(*shape):
@@ -58,6 +60,8 @@ def tiny_batch(seed=0, size=2, dtype=torch.float32, *, motion=True, pose=False, 
         pose_latents=some(16, T, H, W) if pose else None,
         face_mask=some(T, H, W).sigmoid() if masks else None,
         mouth_mask=some(T, H, W).sigmoid() if masks else None,
+        speaker_features=some(speakers, 3, 6, 4 * T) if speakers else None,
+        speaker_masks=some(speakers, T, H, W).sigmoid() if speakers else None,
     )
 
 
