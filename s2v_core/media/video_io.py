@@ -33,6 +33,7 @@ X264 = {
 }
 AAC_BIT_RATE = 192_000
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)   # Hz
+UNEVEN_TICK = Fraction(1, 90_000)   # seconds: what frames that do not come evenly are timed in
 CLOCK_JUMP = Fraction(1, 20)   # seconds: more than any container rounds by
 # Sound that players accept inside an mp4, by its decoder: the lowest rate that the format allows, Hz.
 COPIED = {"aac": 0, "mp3": 16_000, "mp3float": 16_000, "ac3": 0, "eac3": 0, "alac": 0}
@@ -178,7 +179,8 @@ def write_segment(path: Path, pictures: Iterable[np.ndarray], *, fps: float) -> 
     The file appears complete or not at all.
 
     Args:
-        pictures: [H, W, 3] uint8, all of one size, even sides; at least one.
+        pictures: [H, W, 3] uint8, all of one size, at least one. With an odd side, colour is kept for every pixel:
+            few players but many programs read that.
 
     Raises: OutputError when it cannot be written.
     """
@@ -187,14 +189,22 @@ def write_segment(path: Path, pictures: Iterable[np.ndarray], *, fps: float) -> 
         stream = None
         for index, picture in enumerate(pictures):
             stream = stream or _h264_stream(container, rate, height=picture.shape[0], width=picture.shape[1])
-            frame = _yuv(picture)
+            frame = _yuv(picture, stream.pix_fmt)
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         assert stream is not None, "a segment needs at least one picture"
         container.mux(stream.encode(None))
 
 
-def join_segments(segments: Sequence[Path], output: Path, *, audio: Path, fps: float, num_frames: int) -> None:
+def join_segments(
+    segments: Sequence[Path],
+    output: Path,
+    *,
+    audio: Path,
+    fps: float,
+    num_frames: int,
+    times: Sequence[float] | None = None,
+) -> None:
     """Put segments one behind the other, add the original sound, and write an mp4 that starts to play at once.
 
     Nothing is encoded again but sound that an mp4 cannot carry (to AAC). Picture and sound both start at 0; the picture
@@ -204,15 +214,41 @@ def join_segments(segments: Sequence[Path], output: Path, *, audio: Path, fps: f
     Args:
         segments: from `write_segment`, of one size and fps; in all num_frames frames.
         audio: any file with sound.
+        times: [num_frames + 1] seconds, rising: when each frame shows and when the last one ends; None: evenly.
 
     Raises: MediaError about the sound; OutputError when segments do not fit together or the disk refuses.
     """
     rate = _exact_rate(fps)
-    with _replacing(output) as partial, _create(partial, rate) as container:
-        pictures = _joined_packets(segments, container, rate, num_frames)
-        sound = _sound_packets(audio, container, end=num_frames / rate)
+    clock = _Clock.even(rate, num_frames) if times is None else _Clock.uneven(rate, times)
+    with _replacing(output) as partial, _create(partial, 1 / clock.tick) as container:
+        pictures = _joined_packets(segments, container, clock)
+        sound = _sound_packets(audio, container, end=clock.ticks[-1] * clock.tick)
         for packet in heapq.merge(pictures, sound, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Clock:
+    """When the frames of a file show."""
+
+    rate: Fraction         # of the segments, frames a second
+    ticks: Sequence[int]   # [F + 1] one a frame, and the end
+    tick: Fraction         # seconds
+
+    @classmethod
+    def even(cls, rate: Fraction, num_frames: int) -> _Clock:
+        return cls(rate=rate, ticks=range(num_frames + 1), tick=1 / rate)
+
+    @classmethod
+    def uneven(cls, rate: Fraction, times: Sequence[float]) -> _Clock:
+        return cls(rate=rate, ticks=[round(seconds / UNEVEN_TICK) for seconds in times], tick=UNEVEN_TICK)
+
+    def at(self, index: int) -> int:
+        """The tick of a frame; before the first and past the last, at the pace of the first and the last two."""
+        last = len(self.ticks) - 1
+        if index < 0:
+            return self.ticks[0] + index * (self.ticks[1] - self.ticks[0])
+        return self.ticks[min(index, last)] + max(0, index - last) * (self.ticks[last] - self.ticks[last - 1])
 
 
 def require_writable(output: Path) -> None:
@@ -278,7 +314,8 @@ def _h264_stream(container: OutputContainer, rate: Fraction, *, height: int, wid
     if "libx264" not in av.codecs_available:
         raise OutputError("this PyAV was built without the x264 encoder; install its own wheel with `pip install av`")
     stream = container.add_stream("libx264", rate=rate, options=X264)
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    stream.width, stream.height = width, height
+    stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
     context = stream.codec_context
     context.thread_count = ENCODER_THREADS
     context.color_primaries = context.color_trc = context.colorspace = 1   # BT.709
@@ -286,19 +323,17 @@ def _h264_stream(container: OutputContainer, rate: Fraction, *, height: int, wid
     return stream
 
 
-def _yuv(picture: np.ndarray) -> av.VideoFrame:
+def _yuv(picture: np.ndarray, pix_fmt: str) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    return frame.reformat(format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG")
+    return frame.reformat(format=pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG")
 
 
-def _joined_packets(
-    segments: Sequence[Path], container: OutputContainer, rate: Fraction, num_frames: int
-) -> Iterator[av.Packet]:
+def _joined_packets(segments: Sequence[Path], container: OutputContainer, clock: _Clock) -> Iterator[av.Packet]:
     """The segments' packets with times that run through."""
     with _segment(segments[0]) as first:
         stream = container.add_stream_from_template(first.streams.video[0], opaque=True)
         header = first.streams.video[0].codec_context.extradata
-    return _restamped(segments, stream, header, rate, num_frames)
+    return _restamped(segments, stream, header, clock)
 
 
 @contextmanager
@@ -311,8 +346,9 @@ def _segment(path: Path) -> Iterator[InputContainer]:
 
 
 def _restamped(
-    segments: Sequence[Path], stream: av.VideoStream, header: bytes | None, rate: Fraction, num_frames: int
+    segments: Sequence[Path], stream: av.VideoStream, header: bytes | None, clock: _Clock
 ) -> Iterator[av.Packet]:
+    num_frames = len(clock.ticks) - 1
     before = 0   # frames of the segments that are through
     for segment in segments:
         with _segment(segment) as source:
@@ -322,9 +358,9 @@ def _restamped(
             for packet in source.demux(video=0):
                 if not packet.size:
                     continue
-                packet.pts = before + round(packet.pts * packet.time_base * rate)
-                packet.dts = before + count - REORDER
-                packet.duration, packet.time_base, packet.stream = 1, 1 / rate, stream
+                index = before + round(packet.pts * packet.time_base * clock.rate)
+                packet.pts, packet.dts = clock.at(index), clock.at(before + count - REORDER)
+                packet.duration, packet.time_base, packet.stream = clock.at(index + 1) - packet.pts, clock.tick, stream
                 count += 1
                 yield packet
             before += count

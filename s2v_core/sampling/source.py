@@ -19,7 +19,8 @@ def first_step(sigmas: Sequence[float], strength: float) -> int:
         sigmas: [S+1], falling, ends in 0.
         strength: 0 (exclusive) to 1, the share of noise that the footage is given inside the mask.
     """
-    return 0 if strength == 1 else next((i for i, sigma in enumerate(sigmas[:-2]) if sigma <= strength), len(sigmas) - 2)
+    last = len(sigmas) - 2
+    return 0 if strength == 1 else next((i for i, sigma in enumerate(sigmas[:last]) if sigma <= strength), last)
 
 
 def opening_sample(source: SourceLatents, noise: Tensor, sigma: float) -> Tensor:

@@ -475,3 +475,24 @@ def test_a_video_that_breaks_off_is_told(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(data[: start + 2000] + os.urandom(len(data) - start - 2000))
     with pytest.raises(MediaError, match="cannot be read"):
         list(read_frames(tmp_path / "broken.mp4"))
+
+
+def test_frames_that_come_unevenly_are_joined_at_their_own_times(tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "sound.wav", "pcm_f32le", "wav", np.zeros((1, RATE), np.float32) + 0.1)
+    times = [0.0, 0.02, 0.1, 0.15, 0.151, 0.3, 0.42, 0.5, 0.51, 0.7, 0.8]
+    parts = [tmp_path / "0.mp4", tmp_path / "1.mp4"]
+    for part, count in zip(parts, (7, 3), strict=True):
+        write_segment(part, pictures(count), fps=12.5)
+    join_segments(parts, tmp_path / "out.mp4", audio=sound, fps=12.5, num_frames=10, times=times)
+    shown = [frame.seconds for frame in read_timed_frames(tmp_path / "out.mp4")]
+    assert np.allclose(shown, times[:-1], atol=1e-4)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.duration == 800_000   # microseconds: what a player shows
+
+
+def test_a_video_with_odd_sides_keeps_them(tmp_path: Path) -> None:
+    sound = write_sound(tmp_path / "sound.wav", "pcm_f32le", "wav", np.zeros((1, RATE), np.float32) + 0.1)
+    write_segment(tmp_path / "0.mp4", (picture[:47, :63] for picture in pictures(5)), fps=25)
+    join_segments([tmp_path / "0.mp4"], tmp_path / "out.mp4", audio=sound, fps=25, num_frames=5)
+    info = probe_video(tmp_path / "out.mp4")
+    assert (info.width, info.height, info.num_frames) == (63, 47, 5)
