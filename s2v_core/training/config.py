@@ -201,7 +201,7 @@ class RunConfig:
     validation_batches: int = 8
     log_every: int = 1
     export_dtype: str = "bf16"         # of the exported matrices; "fp32" for weights that a further stage starts from
-    trackers: tuple[str, ...] = ()     # "tensorboard", "wandb": through accelerate
+    trackers: tuple[str, ...] = ()     # "tensorboard", "wandb" and others that accelerate has
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "save_every", "keep", "validation_batches", "log_every")

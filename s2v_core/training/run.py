@@ -28,6 +28,7 @@ from .export import export_student
 from .lora import export_lora
 from .precompute import find_windows
 from .setup import build_student
+from .trackers import Trackers
 from .trainer import StepReport, Trainer
 from .validate import validation_losses
 
@@ -180,7 +181,7 @@ class _RunLog:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({error.strerror}); choose another output") from error
-        self._track = _trackers(config)
+        self._trackers = Trackers(config.run.trackers, run_name=config.name, folder=folder, settings=_plain(config))
 
     def write(self, entry: Mapping[str, Any]) -> None:
         try:
@@ -188,13 +189,14 @@ class _RunLog:
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({error.strerror}); free space, then resume") from error
-        self._track(entry)
+        self._trackers.log(entry)
 
     def __enter__(self) -> _RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        self._trackers.close()
 
 
 def _step_of(line: str) -> float:
@@ -203,27 +205,6 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _trackers(config: TrainConfig) -> Callable[[Mapping[str, Any]], None]:
-    """TensorBoard, Weights & Biases and their like, through accelerate."""
-    if not config.run.trackers:
-        return lambda entry: None
-    try:
-        from accelerate import Accelerator
-    except ImportError:
-        raise ConfigError("trackers need the package accelerate: install wan-s2v[train]") from None
-    accelerator = Accelerator(log_with=list(config.run.trackers), project_dir=config.run.output, cpu=True)
-    if not accelerator.log_with:
-        raise ConfigError(f"none of the trackers {', '.join(config.run.trackers)} is installed")
-    accelerator.init_trackers(config.name)
-
-    def track(entry: Mapping[str, Any]) -> None:
-        values = {name: value for name, value in entry.items() if isinstance(value, float)}
-        values |= {f"validation/{sigma}": loss for sigma, loss in entry.get("validation", {}).items()}
-        accelerator.log(values, step=entry["step"])
-
-    return track
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,23 +48,6 @@ class Silent:
 
     def close(self):
         pass
-
-
-@pytest.fixture
-def settings(tmp_path):
-    """A run of 8 steps over 8 small windows, as YAML would hold it."""
-    model = ModelConfig(name="tiny", transformer=CONFIG, text_encoder=TEXT)
-    (tmp_path / "model.json").write_text(json.dumps(asdict(model)))
-    for seed in range(8):
-        window = replace(some_window(seed, motion=seed < 5), prompt_embeds=None)
-        save_window(tmp_path / "windows" / f"{seed}.safetensors", window, fingerprint="f", model="m")
-    return {
-        "name": "tiny",
-        "model": {"config": str(tmp_path / "model.json"), "text_encoder": "trained"},
-        "data": {"windows": [str(tmp_path / "windows")], "validation": [str(tmp_path / "windows")], "batch_size": 2},
-        "optimizer": {"learning_rate": "1e-3", "warmup_steps": 3, "decay_fraction": 0.5, "ema": 0.9},
-        "run": {"output": str(tmp_path / "out"), "steps": 8, "seed": 3, "save_every": 3, "keep": 2},
-    }
 
 
 def config_of(settings, **run):
@@ -243,7 +226,6 @@ def test_windows_without_numbers_end_the_run_with_a_word(settings, tmp_path):
         ("data", {"windows": ["nowhere"]}, "nowhere holds no windows; write them with precompute first"),
         ("model", {"text_encoder": "frozen"}, "lacks the embeds of the empty prompt"),
         ("model", {"config": None}, "needs a model with the byte tokenizer"),
-        ("run", {"trackers": ["tensorboard"]}, "none of the trackers tensorboard is installed"),
     ],
 )
 def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, monkeypatch, caplog, part, changes, message):
