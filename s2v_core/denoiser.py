@@ -12,23 +12,23 @@ from torch import Tensor
 
 from .models.dit import ClipContext, PromptContext, TimeContext, WanS2VTransformer
 from .sampling.denoise import denoise
-from .sampling.guidance import guide
+from .sampling.guidance import Branch, Combine, Guidance, ProjectedGuidance, guide, plan_guidance
 from .sampling.sigmas import Schedule, make_schedule
 from .sampling.solvers import SOLVER_STEPS
 from .types import ClipInputs, SamplerSettings, StepCallback
 
 
 class TransformerDenoiser:
-    """Noise to latents with classifier-free guidance over prompt and sound together.
+    """Noise to latents with classifier-free guidance over prompt and sound, together or each with its own scale.
 
-    The unconditional branch takes the negative prompt and zero audio features; pose, reference and motion
-    are the same in both. Prompt and timesteps are prepared once and serve every clip.
+    A branch without the prompt takes the negative prompt, one without the sound zero audio features; pose, reference
+    and motion are the same in all. Prompt and timesteps are prepared once and serve every clip.
 
     Args:
         model: the transformer, where it is to run.
-        settings: schedule, solver, guidance scale (1: one evaluation a step).
+        settings: schedule, solver, guidance scales (1: one evaluation a step).
         device: where latents are denoised.
-        batch_branches: both branches in one pass (faster where it fits), or one after the other.
+        batch_branches: all branches in one pass (faster where it fits), or one after the other.
     """
 
     def __init__(
@@ -52,24 +52,24 @@ class TransformerDenoiser:
     @torch.no_grad()
     def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
         """[1, 16, T, h, w] noise -> denoised latents, float32, on the denoiser's device."""
-        clips = [self._prepare(inputs, inputs.prompt_embeds, inputs.audio_features, noise.shape[2])]
-        scale = self.settings.guidance_scale if inputs.guidance_scale is None else inputs.guidance_scale
-        if scale != 1:
-            silence = torch.zeros_like(inputs.audio_features)
-            clips.append(self._prepare(inputs, inputs.negative_prompt_embeds, silence, noise.shape[2]))
-        velocity, step = self._velocity(clips, scale), SOLVER_STEPS[self.settings.solver]
+        guidance = plan_guidance(*self.settings.scales(inputs.guidance_scale))
+        clips = [self._prepare(inputs, branch, noise.shape[2]) for branch in guidance.branches]
+        velocity, step = self._velocity(clips, guidance), SOLVER_STEPS[self.settings.solver]
         source = None if inputs.source is None else inputs.source.to(self.device)
         return denoise(velocity, noise.to(self.device), self.schedule, step, on_step, source)
 
-    def _prepare(self, inputs: ClipInputs, prompt_embeds: Tensor, features: Tensor, num_latents: int) -> ClipContext:
+    def _prepare(self, inputs: ClipInputs, branch: Branch, num_latents: int) -> ClipContext:
         def here(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(self.device)
 
+        features = inputs.audio_features if branch.sound else torch.zeros_like(inputs.audio_features)
         return self.model.prepare_clip(
-            prompt=self._prompt(prompt_embeds),
+            prompt=self._prompt(inputs.prompt_embeds if branch.prompt else inputs.negative_prompt_embeds),
             num_latents=num_latents,
             reference_latent=here(inputs.reference_latent),
             audio_features=here(features),
+            speaker_features=here(inputs.speaker_features if branch.sound else None),
+            speaker_masks=here(inputs.speaker_masks),
             motion_latents=here(inputs.motion_latents),
             pose_latents=here(inputs.pose_latents),
             audio_prefix_frames=self.audio_prefix_frames,
@@ -84,20 +84,21 @@ class TransformerDenoiser:
         self._prompts = [*self._prompts[-1:], (prompt_embeds, context)]
         return context
 
-    def _velocity(self, clips: list[ClipContext], scale: float) -> Callable[[Tensor, float], Tensor]:
-        """(latents, timestep) -> velocity, guided when there are two branches."""
+    def _velocity(self, clips: list[ClipContext], guidance: Guidance) -> Callable[[Tensor, float], Tensor]:
+        """(latents, timestep) -> guided velocity."""
         times = self._prepared_times()
-        if len(clips) == 1:
-            return lambda latents, timestep: self.model(latents, times[timestep], clips[0])
-        if self.batch_branches:
-            joined = clips[0].joined(clips[1])
+        combine: Combine = ProjectedGuidance() if self.settings.apg else guide
+        joined = clips[0].joined(*clips[1:]) if self.batch_branches and len(clips) > 1 else None
 
-            def both(latents: Tensor, timestep: float) -> Tensor:
-                cond, uncond = self.model(latents.expand(2, -1, -1, -1, -1), times[timestep], joined).split(1)
-                return guide(cond, uncond, scale)
+        def velocity(latents: Tensor, timestep: float) -> Tensor:
+            if joined is None:
+                found = [self.model(latents, times[timestep], clip) for clip in clips]
+            else:
+                together = self.model(latents.expand(len(clips), -1, -1, -1, -1), times[timestep], joined)
+                found = list(together.split(1))
+            return combine(found, guidance.scales)
 
-            return both
-        return lambda latents, timestep: guide(*(self.model(latents, times[timestep], clip) for clip in clips), scale)
+        return velocity
 
     def _prepared_times(self) -> dict[float, TimeContext]:
         if self._times is None:

@@ -28,7 +28,10 @@ class SamplerSettings:
 
     steps: int = 40
     shift: float = 3.0
-    guidance_scale: float = 4.5   # 1 = off: one evaluation a step
+    guidance_scale: float = 4.5   # of prompt and sound; 1 = off: one evaluation a step
+    audio_guidance_scale: float | None = None   # of the sound alone; None: the other one times `sync_strength`
+    sync_strength: float = 1.0    # the sound's guidance over the prompt's: other than 1, three evaluations a step
+    apg: bool = False             # adaptive projected guidance: less oversaturated at high scales
     solver: str = "unipc"
 
     def __post_init__(self) -> None:
@@ -38,8 +41,30 @@ class SamplerSettings:
             raise ConfigError(f"shift must be above 0, got {self.shift}")
         if not self.guidance_scale >= 1:
             raise ConfigError(f"guidance must be 1 or more (1 switches it off), got {self.guidance_scale:g}")
+        if self.audio_guidance_scale is not None and not self.audio_guidance_scale >= 1:
+            raise ConfigError(
+                f"the sound's guidance must be 1 or more (1 switches it off), got {self.audio_guidance_scale:g}"
+            )
+        if not self.sync_strength >= 0:
+            raise ConfigError(f"sync strength must be 0 or more (1 is as trained), got {self.sync_strength:g}")
+        if self.audio_guidance_scale is not None and self.sync_strength != 1:
+            raise ConfigError(
+                f"sync strength {self.sync_strength:g} and audio guidance {self.audio_guidance_scale:g} say the same "
+                "thing in two ways; give one of them"
+            )
         if self.solver not in SOLVERS:
             raise ConfigError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
+
+    def scales(self, guidance_scale: float | None = None) -> tuple[float, float]:
+        """Guidance of the prompt and of the sound; the latter never falls below 1.
+
+        Args:
+            guidance_scale: in place of the settings' own, for one clip.
+        """
+        text = self.guidance_scale if guidance_scale is None else guidance_scale
+        if self.audio_guidance_scale is not None:
+            return text, self.audio_guidance_scale
+        return text, max(1.0, text * self.sync_strength)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +167,14 @@ class Direction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeakerTrack:
+    """What somebody says over a whole video, and where in the picture it is heard."""
+
+    audio: AudioFeatures
+    mask: Tensor   # [h, w] in 0..1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Conditioning:
     """What directs a whole video. Made once per video."""
 
@@ -150,7 +183,8 @@ class Conditioning:
     negative_prompt_embeds: Tensor    # [1, L', 4096]
     reference_frames: Tensor          # [1, 3, 1, H, W] in [-1, 1]
     reference_latent: Tensor          # [1, 16, 1, h, w]
-    audio: AudioFeatures
+    audio: AudioFeatures              # with speakers, what is heard outside their masks: silence
+    speakers: tuple[SpeakerTrack, ...] = ()   # none: everybody hears `audio`
     pose: PoseFrames | None = None
     source: SourceFootage | None = None   # footage that is kept outside a mask
     directions: tuple[Direction, ...] = ()   # one per clip, in order; empty: all clips are directed alike
@@ -172,6 +206,8 @@ class ClipInputs:
     motion_latents: Tensor | None     # [1, 16, 19, h, w]; None: no motion tokens
     audio_features: Tensor            # [1, 25, 1024, F]
     pose_latents: Tensor | None       # [1, 16, T, h, w]; None: no pose
+    speaker_features: Tensor | None = None   # [1, S, 25, 1024, F]; None: everybody hears `audio_features`
+    speaker_masks: Tensor | None = None      # [1, S, T, h, w] in 0..1; `audio_features` is heard in the rest
     index: int = 0                    # of the clip in its video
     guidance_scale: float | None = None   # None: the sampler's
     source: SourceLatents | None = None

@@ -22,6 +22,7 @@ from ..types import (
     Denoiser,
     MotionMemory,
     PoseFrames,
+    SpeakerTrack,
     StepCallback,
     VideoCodec,
     VideoDecoder,
@@ -185,6 +186,16 @@ def pose_window(pose: PoseFrames, plan: ClipPlan) -> Tensor:
     return torch.cat([frames[:, :, :1].expand(-1, -1, held, -1, -1), frames], dim=2)
 
 
+def speaker_inputs(plan: ClipPlan, speakers: Sequence[SpeakerTrack]) -> dict[str, Tensor]:
+    """What the speakers say in the clip of `plan` [1, S, 25, 1024, F], and where [1, S, T, h, w]; none: nothing."""
+    if not speakers:
+        return {}
+    features = torch.stack([speaker.audio.window(plan.start_frame, plan.stop_frame) for speaker in speakers], dim=1)
+    masks = torch.stack([speaker.mask for speaker in speakers])[None, :, None]
+    num_latents = (plan.stop_frame - plan.start_frame) // TEMPORAL_STRIDE
+    return {"speaker_features": features, "speaker_masks": masks.expand(-1, -1, num_latents, -1, -1)}
+
+
 def clip_inputs(
     plan: ClipPlan, conditioning: Conditioning, codec: VideoCodec, motion_latents: Tensor | None
 ) -> ClipInputs:
@@ -199,6 +210,7 @@ def clip_inputs(
         guidance_scale=direction.guidance_scale,
         motion_latents=motion_latents,
         audio_features=conditioning.audio.window(plan.start_frame, plan.stop_frame),
+        **speaker_inputs(plan, conditioning.speakers),
         pose_latents=None if pose is None else codec.encode(pose_window(pose, plan))[:, :, 1:],
         source=None if source is None else source.clip(plan.start_frame, plan.stop_frame, codec),
     )

@@ -117,7 +117,7 @@ def dit(case: Case) -> dict[str, Tensor]:
     if "out.v_uncond" in case.tensors:
         negative = forward(model, case, prompt_embeds(case, "in.context_null"), audio_scale=0.0)[0]
         scale = case.args.get("guide_scale") or _recorded_scale(case)
-        out |= {"out.v_uncond": negative, "out.v_guided": guide(velocity, negative, scale)}
+        out |= {"out.v_uncond": negative, "out.v_guided": guide((velocity, negative), (scale,))}
     return out
 
 
