@@ -177,11 +177,20 @@ class AudioInjector(nn.Module):
             contexts.append(AudioContext(keys=keys, values=values, shift=shift, scale=scale))
         return tuple(contexts)
 
-    def added(self, i: int, video: Tensor, sounds: Sequence[SoundContext]) -> Tensor:
-        """What audio layer `i` adds to the video tokens [B, V, D]: every sound's residual where it is heard."""
+    def added(
+        self, i: int, video: Tensor, sounds: Sequence[SoundContext], margins: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """What audio layer `i` adds to the video tokens [B, V, D]: every sound's residual where it is heard.
+
+        Args:
+            margins: tokens that the sounds' first and last latent frame lack here; zeros stand in for them.
+        """
         total: Tensor | None = None
+        whole = F.pad(video, (0, 0, *margins)) if any(margins) else video
         for sound in sounds:
-            part = self.residual(i, video, sound.layers[i])
+            part = self.residual(i, whole, sound.layers[i])
+            if any(margins):
+                part = part[:, margins[0] : margins[0] + video.shape[1]]
             if sound.share is not None:
                 part = sound.share * part
             total = part if total is None else total + part

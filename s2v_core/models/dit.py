@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,7 @@ class ClipContext:
     condition_tokens: Tensor               # [B or 1, N - V, D]: reference and motion tokens
     prompt: PromptContext
     sounds: tuple[SoundContext, ...]       # the shares of several sum to 1 for every video token
+    margins: tuple[int, int] = (0, 0)      # video tokens of its first and last latent frame that are on other devices
 
     def joined(self, *others: ClipContext) -> ClipContext:
         """This clip and others that differ in prompt and sound alone, as one batch.
@@ -95,6 +97,16 @@ def _joined_layer(contexts: Sequence[AudioContext]) -> AudioContext:
     )
 
 
+class TokenSharding(Protocol):
+    """Several devices that share every sequence; their attention is theirs to bring."""
+
+    def split(self, x: Tensor, clip: ClipContext) -> tuple[Tensor, ClipContext]:
+        """Tokens [B, N, D] and their clip to those of this device."""
+
+    def gather(self, patches: Tensor, clip: ClipContext) -> Tensor:
+        """Patches of this device's video tokens to those of the whole clip."""
+
+
 class WanS2VTransformer(nn.Module):
     """The denoiser.
 
@@ -122,6 +134,7 @@ class WanS2VTransformer(nn.Module):
         dim = config.dim
         self.config = config
         self._compute_dtype = compute_dtype
+        self.sharding: TokenSharding | None = None   # one device has all tokens
         self.patch_embedding = make.patch_conv(config.in_channels, dim, config.patch_size)
         self.cond_encoder = make.patch_conv(config.pose_channels, dim, config.patch_size)
         self.text_embedding = nn.Sequential(
@@ -286,12 +299,14 @@ class WanS2VTransformer(nn.Module):
         Returns: [B, 16, T, 2*(h//2), 2*(w//2)] float32.
         """
         time = timestep if isinstance(timestep, TimeContext) else self.embed_time(timestep)
-        x = self._join(latents, clip)
-        num_video = clip.layout.num_video
+        x, own = self._join(latents, clip), clip
+        if self.sharding is not None:
+            x, own = self.sharding.split(x, clip)
+        num_video = own.layout.num_video
         for i, block in enumerate(self.blocks):
-            x = block(x, time.modulation, clip.rope, clip.prompt.keys_values[i], num_video)
-            x = self._inject_audio(i, x, clip)
-        return self._velocity(x[:, :num_video], time, clip.grid)
+            x = block(x, time.modulation, own.rope, own.prompt.keys_values[i], num_video)
+            x = self._inject_audio(i, x, own)
+        return self._velocity(x[:, :num_video], time, clip)
 
     def _join(self, latents: Tensor, clip: ClipContext) -> Tensor:
         """Video tokens, then reference and motion tokens: [B, N, D]."""
@@ -303,11 +318,13 @@ class WanS2VTransformer(nn.Module):
         if i is None:
             return x
         video, rest = x[:, : clip.layout.num_video], x[:, clip.layout.num_video :]
-        return torch.cat([video + self.audio_injector.added(i, video, clip.sounds), rest], dim=1)
+        return torch.cat([video + self.audio_injector.added(i, video, clip.sounds, clip.margins), rest], dim=1)
 
-    def _velocity(self, video: Tensor, time: TimeContext, grid: LatentGrid) -> Tensor:
+    def _velocity(self, video: Tensor, time: TimeContext, clip: ClipContext) -> Tensor:
         patches = self.head(video, time.head)
-        p = self.config.patch_size
+        if self.sharding is not None:
+            patches = self.sharding.gather(patches, clip)
+        grid, p = clip.grid, self.config.patch_size
         return unpatchify(patches, (grid.frames // p[0], grid.height // p[1], grid.width // p[2]), p)
 
 

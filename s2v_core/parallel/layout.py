@@ -1,0 +1,54 @@
+"""How many processes share a run, and what each kind of sharing is for.
+
+Knows counts alone; no tensors, no processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How processes share a step: `data` groups, and inside each `ring * ulysses` processes that share every sequence.
+
+    Weights and optimiser are sharded over all of them, whatever the layout. Ranks of one Ulysses group are neighbours,
+    as they exchange most.
+    """
+
+    data: int = 1      # groups with a batch each
+    ring: int = 1      # keys and values pass round in a ring
+    ulysses: int = 1   # every rank has all tokens for some of the heads; divides the number of heads
+
+    def __post_init__(self) -> None:
+        if min(self.data, self.ring, self.ulysses) < 1:
+            raise ConfigError(f"a layout counts from 1, got data {self.data}, ring {self.ring}, ulysses {self.ulysses}")
+
+    @property
+    def context(self) -> int:
+        return self.ring * self.ulysses
+
+    @property
+    def size(self) -> int:
+        return self.data * self.context
+
+    def __str__(self) -> str:
+        return f"{self.data} x data, {self.ring} x ring, {self.ulysses} x Ulysses"
+
+    def check_heads(self, num_heads: int) -> None:
+        """Raises: ConfigError when the heads cannot be shared out evenly."""
+        if num_heads % self.ulysses:
+            raise ConfigError(
+                f"the model's {num_heads} heads cannot be shared by {self.ulysses} Ulysses ranks: "
+                f"choose a divisor of {num_heads}, and ring for the rest"
+            )
+
+    def check_size(self, num_processes: int) -> None:
+        """Raises: ConfigError when another number of processes was launched."""
+        if self.size != num_processes:
+            raise ConfigError(
+                f"parallel: {self} makes {self.size} processes, and {num_processes} "
+                f"{'was' if num_processes == 1 else 'were'} launched: change one of the two"
+            )
