@@ -15,7 +15,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Protocol
 
 import av
 import numpy as np
@@ -47,7 +47,7 @@ class Sound:
         self._finalizer = weakref.finalize(self, file.close)
         self.duration = duration
         self.num_samples = num_samples
-        self.mean, self.variance = _statistics(self)
+        self.mean, self.variance = sound_statistics(self)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """[stop-start] float32 samples; both ends lie within the sound."""
@@ -186,7 +186,17 @@ class _Recorder:
             )
 
 
-def _statistics(sound: Sound) -> tuple[float, float]:
+class Samples(Protocol):
+    """Sound that is read a stretch at a time."""
+
+    num_samples: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """[stop-start] samples."""
+        ...
+
+
+def sound_statistics(sound: Samples) -> tuple[float, float]:
     """Mean and population variance, block by block in float64 (Chan et al.: exact with a large offset too)."""
     count, mean, spread = 0, 0.0, 0.0
     for start in range(0, sound.num_samples, BLOCK):

@@ -34,6 +34,7 @@ X264 = {
 AAC_BIT_RATE = 192_000
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)   # Hz
 UNEVEN_TICK = Fraction(1, 90_000)   # seconds: what frames that do not come evenly are timed in
+PRIMING = Fraction(1, 10)      # seconds of sound before a cut that a decoder may need
 CLOCK_JUMP = Fraction(1, 20)   # seconds: more than any container rounds by
 # Sound that players accept inside an mp4, by its decoder: the lowest rate that the format allows, Hz.
 COPIED = {"aac": 0, "mp3": 16_000, "mp3float": 16_000, "ac3": 0, "eac3": 0, "alac": 0}
@@ -204,6 +205,8 @@ def join_segments(
     fps: float,
     num_frames: int,
     times: Sequence[float] | None = None,
+    audio_start: Fraction = Fraction(0),
+    audio_seconds: Fraction | None = None,
 ) -> None:
     """Put segments one behind the other, add the original sound, and write an mp4 that starts to play at once.
 
@@ -215,6 +218,8 @@ def join_segments(
         segments: from `write_segment`, of one size and fps; in all num_frames frames.
         audio: any file with sound.
         times: [num_frames + 1] seconds, rising: when each frame shows and when the last one ends; None: evenly.
+        audio_start: seconds into the sound that are left out.
+        audio_seconds: how much of it is heard from there; None: all.
 
     Raises: MediaError about the sound; OutputError when segments do not fit together or the disk refuses.
     """
@@ -222,7 +227,9 @@ def join_segments(
     clock = _Clock.even(rate, num_frames) if times is None else _Clock.uneven(rate, times)
     with _replacing(output) as partial, _create(partial, 1 / clock.tick) as container:
         pictures = _joined_packets(segments, container, clock)
-        sound = _sound_packets(audio, container, end=clock.ticks[-1] * clock.tick)
+        end = clock.ticks[-1] * clock.tick
+        end = end if audio_seconds is None else min(end, audio_seconds)
+        sound = _sound_packets(audio, container, start=audio_start, end=end)
         for packet in heapq.merge(pictures, sound, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
 
@@ -374,26 +381,28 @@ def _restamped(
 # ---- the sound -----------------------------------------------------------------------------------------------------
 
 
-def _sound_packets(path: Path, container: OutputContainer, *, end: Fraction) -> Iterator[av.Packet]:
-    """Packets of a file's sound for an mp4: its first audible sample at 0, nothing from `end` (seconds) on."""
+def _sound_packets(
+    path: Path, container: OutputContainer, *, start: Fraction, end: Fraction
+) -> Iterator[av.Packet]:
+    """Packets of a file's sound for an mp4: what is heard `start` seconds into it at 0, nothing from `end` on."""
     with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
         sound = source.streams.best("audio")
         if sound is None:
             raise MediaError(f"{path} has no sound track; give a sound file, or a video with sound")
         if sound.rate >= COPIED.get(sound.codec_context.name, math.inf):
-            return _copied(path, container.add_stream_from_template(sound), end)
+            return _copied(path, container.add_stream_from_template(sound), start, end)
         rate = sound.rate if sound.rate in AAC_RATES else AAC_RATES[-1]
         layout = "mono" if sound.channels == 1 else "stereo"
         stream = container.add_stream("aac", rate=rate, layout=layout, bit_rate=AAC_BIT_RATE)
-        return _encoded(path, stream, end)
+        return _encoded(path, stream, start, end)
 
 
-def _copied(path: Path, stream: av.AudioStream, end: Fraction) -> Iterator[av.Packet]:
-    """The file's own packets. Those that only prime the decoder keep their place before 0.
+def _copied(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) -> Iterator[av.Packet]:
+    """The file's own packets. Those that only prime the decoder keep their place before 0; players leave them out.
 
     Where the file's clock jumps (joined recordings), the sound runs on, as it does when it is decoded.
     """
-    shift, due = -_first_sample(path), None   # seconds: added to the file's clock; when the next packet should sound
+    shift, due = -start - _first_sample(path), None   # seconds: added to the file's clock; when the next packet should sound
     with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
         for packet in source.demux(source.streams.best("audio")):
             if not packet.size:
@@ -404,6 +413,8 @@ def _copied(path: Path, stream: av.AudioStream, end: Fraction) -> Iterator[av.Pa
             if shown >= end:
                 return
             due = shown + packet.duration * packet.time_base if packet.duration else None
+            if start and shown < -PRIMING:
+                continue
             packet.pts = packet.dts = round(shown / packet.time_base)
             packet.duration = min(packet.duration or 0, math.ceil((end - shown) / packet.time_base))
             packet.stream = stream
@@ -418,13 +429,15 @@ def _first_sample(path: Path) -> Fraction:
     raise MediaError(f"{path} has a sound track without a single sample; export it again")
 
 
-def _encoded(path: Path, stream: av.AudioStream, end: Fraction) -> Iterator[av.Packet]:
+def _encoded(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) -> Iterator[av.Packet]:
     """The file's sound as AAC: mono stays mono, more channels become stereo."""
-    left = math.ceil(end * stream.rate)   # samples
-    done = 0
+    skipped, left, done = round(start * stream.rate), math.ceil(end * stream.rate), 0   # samples
     for frame in _resampled(path, stream):
-        if left > 0:
-            frame = _head(frame, left)
+        first = min(skipped, frame.samples)
+        last = min(first + left, frame.samples)
+        skipped -= first
+        if first < last:
+            frame = _part(frame, first, last)
             frame.pts, frame.time_base = done, Fraction(1, stream.rate)
             done, left = done + frame.samples, left - frame.samples
             yield from stream.encode(frame)
@@ -440,11 +453,12 @@ def _resampled(path: Path, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
         yield from resampler.resample(None)
 
 
-def _head(frame: av.AudioFrame, num_samples: int) -> av.AudioFrame:
-    if frame.samples <= num_samples:
+def _part(frame: av.AudioFrame, first: int, last: int) -> av.AudioFrame:
+    """The samples from `first` up to `last`."""
+    if (first, last) == (0, frame.samples):
         return frame
-    head = av.AudioFrame.from_ndarray(
-        np.ascontiguousarray(frame.to_ndarray()[:, :num_samples]), format="fltp", layout=frame.layout.name
+    part = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(frame.to_ndarray()[:, first:last]), format="fltp", layout=frame.layout.name
     )
-    head.sample_rate = frame.sample_rate
-    return head
+    part.sample_rate = frame.sample_rate
+    return part

@@ -241,6 +241,26 @@ def test_longer_sound_ends_with_the_picture(segments, tmp_path, codec, container
         assert result.duration / av.time_base == pytest.approx(sum(LENGTHS) / 16, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("codec", "container"), [("aac", "mp4"), ("libmp3lame", "mp3"), ("alac", "mp4"), ("pcm_s16le", "wav")]
+)
+@pytest.mark.parametrize("start", ["0.2", "0.317"])
+def test_a_stretch_of_the_sound_is_heard_from_its_first_sample_to_its_last(
+    segments, tmp_path, codec, container, start
+):
+    source = write_sound(tmp_path / "sound", codec, container, click(seconds=4, at=0.5))
+    join_segments(
+        segments, tmp_path / "out.mp4", audio=source, fps=16, num_frames=sum(LENGTHS),
+        audio_start=Fraction(start), audio_seconds=Fraction(1),
+    )  # fmt: skip
+    samples, rate = read_sound(tmp_path / "out.mp4")
+    assert np.abs(samples).argmax() / rate == pytest.approx(0.5 - float(start), abs=1e-3)
+    with av.open(str(tmp_path / "out.mp4")) as result:
+        sound = result.streams.audio[0]
+        assert float(sound.duration * sound.time_base) == pytest.approx(1.0, abs=2e-3)
+        assert result.streams.video[0].start_time == 0
+
+
 def test_shorter_sound_keeps_its_own_length(joined):
     with av.open(str(joined)) as result:
         stream = result.streams.audio[0]
