@@ -199,13 +199,15 @@ class RunConfig:
     keep: int = 3                      # newest checkpoints that stay
     validate_every: int = 0            # 0: never
     validation_batches: int = 8
+    validate_clips: int = 0            # generated each time, of the videos of precompute_validation, and scored
+    validate_steps: int = 8            # denoising steps of these clips
     log_every: int = 1
     export_dtype: str = "bf16"         # of the exported matrices; "fp32" for weights that a further stage starts from
     trackers: tuple[str, ...] = ()     # "tensorboard", "wandb" and others that accelerate has
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "save_every", "keep", "validation_batches", "log_every")
-        _at_least(self, 0, "validate_every", "seed")
+        _at_least(self, 1, "steps", "save_every", "keep", "validation_batches", "validate_steps", "log_every")
+        _at_least(self, 0, "validate_every", "validate_clips", "seed")
         _one_of(self, "export_dtype", DTYPES)
 
 

@@ -40,7 +40,7 @@ class ModelEncoders:
         self.encode_prompt = lru_cache(maxsize=4096)(self._encode_prompt)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
-        return self._vae.encode(frames.to(self.device)).cpu()
+        return self.codec.encode(frames.to(self.device)).cpu()
 
     def hidden_states(self, waveform: Tensor) -> Tensor:
         return self._sound_encoder.hidden_states(waveform.to(self.device)).float().cpu()
@@ -60,7 +60,7 @@ class ModelEncoders:
         return encode_prompt(self._text_encoder, self._tokenizer, prompt, max_tokens=max_tokens)[0].float().cpu()
 
     @cached_property
-    def _vae(self) -> WanVAE:
+    def codec(self) -> WanVAE:
         config = self.files.config.vae
         return load_model(self.files.vae, "vae", lambda: WanVAE(config), dtype=torch.float32, device=self.device)
 

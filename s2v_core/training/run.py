@@ -30,7 +30,7 @@ from .precompute import find_windows
 from .setup import build_student
 from .trackers import Trackers
 from .trainer import StepReport, Trainer
-from .validate import validation_losses
+from .validate import Validation
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
         raise ConfigError("training runs on one device so far: launch one process (precompute does share out its work)")
     trainer = make_trainer(config, device=device)
     run = config.run
-    report = None
+    report, validation = None, Validation(config, device=device)
     with _RunLog(run.output, trainer.step, config) as run_log, _asked_to_stop() as stop:
         progress.started(trainer.step, run.steps)
         try:
@@ -104,7 +104,7 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
                 if report.step % run.log_every == 0:
                     run_log.write(_entry(report, device))
                 if run.validate_every and report.step % run.validate_every == 0:
-                    run_log.write({"step": report.step, "validation": validate(trainer, config)})
+                    run_log.write({"step": report.step, **validation.measure(trainer)})
                 if report.step % run.save_every == 0 or report.step == run.steps or stop():
                     save(trainer, config)
                 if stop() and report.step < run.steps:
@@ -130,24 +130,6 @@ def export(trainer: Trainer, config: TrainConfig) -> list[Path]:
         if config.model.trained == "lora":
             return [export_lora(student.transformer, folder, dtype=dtype)]
         return export_student(student, folder, dtype=dtype)
-
-
-def validate(trainer: Trainer, config: TrainConfig) -> dict[str, float]:
-    """The averaged weights on the validation windows."""
-    source = WindowBatches(
-        find_windows(config.data.validation),
-        batch_size=config.data.batch_size,
-        first_clip=config.data.first_clip,
-        seed=0,
-    )
-    with trainer.averaged() as student:
-        return validation_losses(
-            student,
-            source,
-            num_batches=config.run.validation_batches,
-            objective=config.objective,
-            device=trainer.device,
-        )
 
 
 def _entry(report: StepReport, device: torch.device) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""How well a student does on windows it does not learn from: its loss at fixed noise levels, the same every time.
+"""How well a student does on what it does not learn from, the same every time: losses at fixed noise levels, clips.
 
-Knows batches and a student; nothing is generated here.
+Knows a run's settings and its trainer; changes nothing of either.
 """
 
 from __future__ import annotations
@@ -10,12 +10,68 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
-from .config import ObjectiveConfig
+from ..errors import ConfigError
+from .config import ObjectiveConfig, TrainConfig
+from .dataset import WindowBatches
 from .objective import draw, velocity_loss
+from .precompute import find_windows
+from .samples import Samples
+from .setup import model_config
 from .student import Student
-from .trainer import BatchSource
+from .trainer import BatchSource, Trainer
 
 SIGMAS = (0.2, 0.5, 0.8, 0.95)
+SAMPLES = "samples"
+
+
+class Validation:
+    """What a run measures every `validate_every` steps; all that it needs is found when it is made.
+
+    Raises: ConfigError when there is nothing to measure, or it cannot be found.
+    """
+
+    def __init__(self, config: TrainConfig, *, device: torch.device) -> None:
+        self.config = config
+        self._windows: WindowBatches | None = None
+        self._samples: Samples | None = None
+        run = config.run
+        if not run.validate_every:
+            return
+        if not config.data.validation and not run.validate_clips:
+            raise ConfigError("validate_every needs windows to measure (data: validation) or clips (validate_clips)")
+        if config.data.validation:
+            self._windows = WindowBatches(
+                find_windows(config.data.validation),
+                batch_size=config.data.batch_size,
+                first_clip=config.data.first_clip,
+                seed=0,
+            )
+        if run.validate_clips:
+            self._samples = Samples(
+                config.precompute_validation,
+                model_config(config),
+                num_clips=run.validate_clips,
+                steps=run.validate_steps,
+                encodes_prompts=config.model.text_encoder == "trained",
+                device=device,
+            )
+
+    def measure(self, trainer: Trainer) -> dict[str, dict[str, float]]:
+        """The averaged weights: "validation" losses by noise level, and scores of "samples", whose mp4s are written."""
+        found = {}
+        with trainer.averaged() as student:
+            if self._windows is not None:
+                found["validation"] = validation_losses(
+                    student,
+                    self._windows,
+                    num_batches=self.config.run.validation_batches,
+                    objective=self.config.objective,
+                    device=trainer.device,
+                )
+            if self._samples is not None:
+                path = self.config.run.output / SAMPLES / f"step-{trainer.step:08d}.mp4"
+                found["samples"] = self._samples.make(student, path)
+        return {name: scores for name, scores in found.items() if scores}
 
 
 @torch.no_grad()

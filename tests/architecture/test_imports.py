@@ -34,6 +34,7 @@ DOORS: dict[str, set[str]] = {
     },
     "training": {
         "types", "ops", "models", "parallel", "checkpoints", "conditioning", "sampling.sigmas", "placement", "media",
+        "denoiser", "video.generate", "video.timeline",
     },
     "options": set(),
     "jobs": {"options", "request"},
