@@ -6,6 +6,9 @@ model as before, with tensors that are rows of the whole ones.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -54,6 +57,19 @@ def _policy(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
 def _shard_together(modules: list[nn.Module], mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Modules that run one after another, gathered at once."""
     fully_shard([module for module in modules if any(True for _ in module.parameters())], mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def gathered_rest(module: nn.Module) -> Iterator[None]:
+    """What `shard_rest` has sharded is there for a while, for an evaluation that does not go through its forward."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        let_go(module)
 
 
 def let_go(module: nn.Module) -> None:

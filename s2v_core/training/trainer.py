@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OutputError
+from ..parallel.context import SharedSequence
+from ..parallel.ranks import Ranks
+from ..parallel.state import from_pieces, optimizer_state, own_part
+from ..parallel.weights import let_go, own_rows, whole
 from .config import ObjectiveConfig, OptimizerConfig
 from .objective import Batch, draw, velocity_loss
 from .optimizers import make_optimizer, set_learning_rate
@@ -53,33 +57,41 @@ class Average:
         self.decay = decay
         self.num_updates = 0
         self.parameters = parameters
-        self.weights = {name: p.detach().float().clone() for name, p in parameters.items()}
+        self.weights = {name: own_rows(p.detach()).float().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         self.num_updates += 1
         step = 1 - min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(list(self.weights.values()), [p.float() for p in self.parameters.values()], step)
+        own = [own_rows(p.detach()).float() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.weights.values()), own, step)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The averages where the weights are, for a while."""
-        own = {name: p.data for name, p in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            parameter.data = self.weights[name].to(parameter.dtype)
+        """The averages where the weights are, for a while, and the weights where the averages are."""
+        self._change_places()
         try:
             yield
         finally:
-            for name, parameter in self.parameters.items():
-                parameter.data = own[name]
+            self._change_places()
+
+    @torch.no_grad()
+    def _change_places(self) -> None:
+        """One by one: a second copy of all of them may not fit, and sharded weights have a fixed place."""
+        for name, parameter in self.parameters.items():
+            rows = own_rows(parameter.detach())
+            own = rows.clone()
+            rows.copy_(self.weights[name])
+            self.weights[name].copy_(own)
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_updates": self.num_updates, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Its tensors are `Pieces`."""
         self.num_updates = state["num_updates"]
         for name, weights in self.weights.items():
-            weights.copy_(state["weights"][name])
+            weights.copy_(state["weights"][name].part_of(self.parameters[name]))
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -94,8 +106,9 @@ class Trainer:
     """A student with its optimiser.
 
     Args:
-        source: of the batches; `accumulate` of them make a step.
+        source: of the batches; `accumulate` of them, for each group of ranks, make a step.
         steps: of the whole run: the learning rate falls towards its end.
+        ranks: that train together, each with its own trainer of a student that is shared out among them.
     """
 
     def __init__(
@@ -109,8 +122,10 @@ class Trainer:
         seed: int,
         accumulate: int = 1,
         device: torch.device | str = "cpu",
+        ranks: Ranks | None = None,
     ) -> None:
         self.student = student.to(device)
+        self.ranks = ranks or Ranks()
         self.source = source
         self.objective = objective
         self.config = optimizer
@@ -133,13 +148,15 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         total, num_samples, num_tokens = 0.0, 0, 0
+        num_groups = self.ranks.layout.data
         for part in range(self.accumulate):
-            batch, loss = self.loss_of(self.step * self.accumulate + part)
+            batch, loss = self.loss_of((self.step * self.accumulate + part) * num_groups + self.ranks.data_rank)
             (loss / self.accumulate).backward()
             total += loss.item() / self.accumulate
-            num_samples += batch.latents.shape[0]
-            num_tokens += batch.latents[:, 0].numel() // 4
-        norm = nn.utils.clip_grad_norm_(self.student.trained().values(), self.config.max_grad_norm).item()
+            num_samples += num_groups * batch.latents.shape[0]
+            num_tokens += num_groups * batch.latents[:, 0].numel() // 4
+        total = self.ranks.mean(total)
+        norm = self._clip_gradients()
         if not math.isfinite(total) or not math.isfinite(norm):
             raise OutputError(
                 f"the loss of step {self.step + 1} is {total:g} with gradients of norm {norm:g}; the weights before it "
@@ -159,6 +176,14 @@ class Trainer:
             seconds=time.perf_counter() - began,
         )
 
+    def _clip_gradients(self) -> float:
+        """The gradients' norm before it was limited; that of all ranks' rows together."""
+        sharding = self.student.transformer.sharding
+        if isinstance(sharding, SharedSequence):
+            sharding.forget_unused()
+        norm = nn.utils.clip_grad_norm_(self.student.trained().values(), self.config.max_grad_norm)
+        return whole(norm).item()
+
     def loss_of(self, index: int) -> tuple[Batch, Tensor]:
         """A batch and its loss, drawn from the seed and the batch's number."""
         batch = self.source.batch(index)
@@ -170,29 +195,35 @@ class Trainer:
     def averaged(self) -> Iterator[Student]:
         """The student with its averaged weights, where they are kept, and in evaluation."""
         self.student.eval()
+        let_go(self.student)
         try:
-            if self.average is None:
+            with nullcontext() if self.average is None else self.average.in_place():
                 yield self.student
-            else:
-                with self.average.in_place():
-                    yield self.student
         finally:
+            let_go(self.student)
             self.student.train()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on but the settings and the source."""
+        """Everything that the next step depends on but the settings and the source: this rank's part of it."""
         return {
             "step": self.step,
-            "weights": {name: p.detach() for name, p in self.student.trained().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "weights": {name: own_rows(p.detach()) for name, p in self.student.trained().items()},
+            "optimizer": own_part(self.optimizer.state_dict()),
             "average": self.average.state_dict() if self.average else None,
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, parameter in self.student.trained().items():
-            parameter.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, *states: Mapping[str, Any]) -> None:
+        """Go on where a trainer was.
+
+        Args:
+            states: of all its ranks, in their order; there may have been more or fewer than there are now.
+        """
+        state, parameters = from_pieces(states), self.student.trained()
+        for name, parameter in parameters.items():
+            own_rows(parameter).copy_(state["weights"][name].part_of(parameter))
+        in_order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.optimizer.load_state_dict(optimizer_state(state["optimizer"], in_order))
         self.step = state["step"]
         if self.average and state["average"]:
             self.average.load_state_dict(state["average"])
