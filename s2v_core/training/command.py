@@ -90,11 +90,20 @@ def dry_run(config: TrainConfig, *, num_gpus: int, gpu_bytes: float) -> Training
 
 
 def _with_windows(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """A run that names no windows makes its own first."""
-    if config.data.windows:
-        return config
-    log.info("%s: %s", config.precompute.windows, _write(config.precompute, device))
-    return replace(config, data=replace(config.data, windows=(config.precompute.windows,)))
+    """A run that names no windows makes its own first, those that it only measures too.
+
+    Raises: ConfigError when both would go into one folder.
+    """
+    data, validation = config.data, config.precompute_validation
+    if not data.windows:
+        log.info("%s: %s", config.precompute.windows, _write(config.precompute, device))
+        data = replace(data, windows=(config.precompute.windows,))
+    if config.run.validate_every and validation.source and not data.validation:
+        if validation.windows in data.windows:
+            raise ConfigError(f"precompute_validation: windows needs a folder of its own, not {validation.windows}")
+        log.info("%s: %s", validation.windows, _write(validation, device))
+        data = replace(data, validation=(validation.windows,))
+    return replace(config, data=data)
 
 
 def _write(settings: PrecomputeConfig, device: torch.device) -> PrecomputeReport:

@@ -178,7 +178,8 @@ class DataConfig:
 
     windows: tuple[Path, ...] = ()     # folders that `precompute` has written, one named twice counts twice;
                                        # none: the run writes its own first
-    validation: tuple[Path, ...] = ()  # folders whose windows are only measured
+    validation: tuple[Path, ...] = ()  # folders whose windows are only measured; none: as above, from
+                                       # precompute_validation where that has a source
     batch_size: int = 1
     accumulate: int = 1                # batches to an optimiser step
     first_clip: float = 0.3            # probability that a batch is of first clips: no motion, reference opens
