@@ -70,7 +70,7 @@ class Validation:
                 )
             if self._samples is not None:
                 path = self.config.run.output / SAMPLES / f"step-{trainer.step:08d}.mp4"
-                found["samples"] = self._samples.make(student, path)
+                found["samples"] = self._samples.make(student, path if trainer.ranks.is_main else None)
         return {name: scores for name, scores in found.items() if scores}
 
 
