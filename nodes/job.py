@@ -121,7 +121,8 @@ class Job:
         if motion is not None:
             return motion.memory
         if self.start_from_image:
-            return memory_from_image(self.conditioning.reference_frames, self.settings.motion_frames)
+            settings = self.settings
+            return memory_from_image(self.conditioning.reference_frames, settings.motion_frames, settings.still_frames)
         return blank_memory(self.conditioning.size, self.settings.motion_frames)
 
     def inputs(self, plan: ClipPlan, memory: MotionMemory) -> tuple[ClipInputs, Tensor]:

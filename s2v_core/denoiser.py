@@ -54,7 +54,7 @@ class TransformerDenoiser:
         """[1, 16, T, h, w] noise -> denoised latents, float32, on the denoiser's device."""
         guidance = plan_guidance(*self.settings.scales(inputs.guidance_scale))
         clips = [self._prepare(inputs, branch, noise.shape[2]) for branch in guidance.branches]
-        velocity, step = self._velocity(clips, guidance), SOLVER_STEPS[self.settings.solver]
+        velocity, step = self._following(clips, guidance, inputs.pose_steps), SOLVER_STEPS[self.settings.solver]
         source = None if inputs.source is None else inputs.source.to(self.device)
         return denoise(velocity, noise.to(self.device), self.schedule, step, on_step, source)
 
@@ -84,10 +84,23 @@ class TransformerDenoiser:
         self._prompts = [*self._prompts[-1:], (prompt_embeds, context)]
         return context
 
-    def _velocity(self, clips: list[ClipContext], guidance: Guidance) -> Callable[[Tensor, float], Tensor]:
+    def _following(
+        self, clips: list[ClipContext], guidance: Guidance, pose_steps: int | None
+    ) -> Callable[[Tensor, float], Tensor]:
+        """(latents, timestep) -> guided velocity, without the pose after `pose_steps` steps of the schedule."""
+        combine: Combine = ProjectedGuidance() if self.settings.apg else guide
+        posed = self._velocity(clips, guidance, combine)
+        if pose_steps is None or pose_steps >= self.settings.steps:
+            return posed
+        free = self._velocity([self.model.without_pose(clip) for clip in clips], guidance, combine)
+        last = float(self.schedule.timesteps[pose_steps - 1])
+        return lambda latents, timestep: (posed if timestep >= last else free)(latents, timestep)
+
+    def _velocity(
+        self, clips: list[ClipContext], guidance: Guidance, combine: Combine
+    ) -> Callable[[Tensor, float], Tensor]:
         """(latents, timestep) -> guided velocity."""
         times = self._prepared_times()
-        combine: Combine = ProjectedGuidance() if self.settings.apg else guide
         joined = clips[0].joined(*clips[1:]) if self.batch_branches and len(clips) > 1 else None
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:

@@ -17,6 +17,7 @@ from .geometry import VideoSize
 
 SOLVERS = ("unipc", "dpm++", "euler", "few-step")
 CONTINUITIES = ("exact", "carry")
+STILL_FRAMES = 6   # of the reference picture in the memory of a video that starts from it, as in the reference
 
 StepCallback = Callable[[int, int], None]
 """Called as `on_step(steps done, steps in all)`; it may raise `Interrupted`."""
@@ -74,6 +75,7 @@ class ClipSettings:
     frames: int = 80          # new per clip, 4 to a latent frame
     motion_frames: int = 73   # of the past: 1 + 4*18, so 19 latent frames
     warmup_frames: int = 3    # head of clip 0, decoded without a past and dropped
+    still_frames: int = STILL_FRAMES   # of the picture at the end of the first memory, where a video starts from the picture
     fps: float = 16.0
 
     def __post_init__(self) -> None:
@@ -83,6 +85,8 @@ class ClipSettings:
             )
         if not 0 <= self.warmup_frames < self.frames:
             raise ShapeError(f"warmup_frames must be 0 to {self.frames - 1}, got {self.warmup_frames}")
+        if self.still_frames < 1:
+            raise ShapeError(f"still_frames must be 1 or more, got {self.still_frames}")
         if not 1 <= self.fps <= 120:
             raise ConfigError(f"fps must be 1 to 120, got {self.fps:g}; Wan-S2V was trained at 16")
 
@@ -138,6 +142,22 @@ class PoseFrames(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PoseControl:
+    """How closely, where in a video and how long in a clip's denoising its pose video is followed."""
+
+    strength: float = 1.0          # 0 to 2: what the pose adds is multiplied by it
+    start_frame: int = 0           # of the video: before it, movement is free
+    stop_frame: int | None = None  # one past the last; None: to the end
+    steps: int | None = None       # only the first ones of each clip; None: all
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 2:
+            raise ConfigError(f"pose strength must be 0 (no pose) to 2, got {self.strength:g}")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"a pose is followed for 1 denoising step or more, got {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceLatents:
     """Footage that a clip keeps outside a mask."""
 
@@ -186,6 +206,7 @@ class Conditioning:
     audio: AudioFeatures              # with speakers, what is heard outside their masks: silence
     speakers: tuple[SpeakerTrack, ...] = ()   # none: everybody hears `audio`
     pose: PoseFrames | None = None
+    pose_control: PoseControl = PoseControl()
     source: SourceFootage | None = None   # footage that is kept outside a mask
     directions: tuple[Direction, ...] = ()   # one per clip, in order; empty: all clips are directed alike
 
@@ -206,6 +227,7 @@ class ClipInputs:
     motion_latents: Tensor | None     # [1, 16, 19, h, w]; None: no motion tokens
     audio_features: Tensor            # [1, 25, 1024, F]
     pose_latents: Tensor | None       # [1, 16, T, h, w]; None: no pose
+    pose_steps: int | None = None     # the pose is left out after so many steps; None: never
     speaker_features: Tensor | None = None   # [1, S, 25, 1024, F]; None: everybody hears `audio_features`
     speaker_masks: Tensor | None = None      # [1, S, T, h, w] in 0..1; `audio_features` is heard in the rest
     index: int = 0                    # of the clip in its video

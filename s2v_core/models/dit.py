@@ -278,6 +278,10 @@ class WanS2VTransformer(nn.Module):
             positions.append(motion_positions(grid.height, grid.width, self.config.motion_buckets, seen))
         return torch.cat(groups, dim=1), torch.cat(positions)
 
+    def without_pose(self, clip: ClipContext) -> ClipContext:
+        """The same clip, moving freely."""
+        return replace(clip, video_offset=self._video_offset(None, clip.video_offset.device))
+
     def _video_offset(self, pose_latents: Tensor | None, device: torch.device) -> Tensor:
         """What is added to every video token: the pose (without one, the encoder's bias alone) and its mark."""
         if pose_latents is None:

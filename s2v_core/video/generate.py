@@ -21,12 +21,14 @@ from ..types import (
     DecodedClip,
     Denoiser,
     MotionMemory,
+    PoseControl,
     PoseFrames,
     SpeakerTrack,
     StepCallback,
     VideoCodec,
     VideoDecoder,
 )
+from .color import Grade
 from .memory import after, blank_memory, memory_from_image
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def generate_clips(
     past: Past | None = None,
     decoder_reach: int | None = None,
     noise: DrawNoise = draw_noise,
+    grade: Grade | None = None,
 ) -> Iterator[DecodedClip]:
     """Make the clips of a video in order, each seeing the frames before it.
 
@@ -73,6 +76,7 @@ def generate_clips(
         decoder_reach: how many latent frames back, the present one included, a decoded frame depends on. With
             "carry" a continued run decodes that many latent frames again; None: all of them.
         noise: draws the noise of a clip.
+        grade: is given each clip's plan and decoded frames; what it returns is shown, and remembered for the next clip.
 
     Yields: the clips not finished before, as they are ready; frames and latents on the CPU.
     """
@@ -80,7 +84,7 @@ def generate_clips(
     first = past.num_clips if past else 0
     if first == len(plans):
         return
-    run = _Run(conditioning, codec, settings, continuity)
+    run = _Run(conditioning, codec, settings, continuity, grade)
     if past and first:
         run.catch_up(plans[:first], past, decoder_reach)
     for plan in plans[first:]:
@@ -91,13 +95,35 @@ def generate_clips(
         yield run.finish(plan, latents, motion_latents)
 
 
+@torch.no_grad()
+def decode_again(
+    plans: Sequence[ClipPlan],
+    conditioning: Conditioning,
+    codec: VideoCodec,
+    settings: ClipSettings,
+    *,
+    continuity: str,
+    latents: Callable[[int], Tensor],
+) -> Iterator[DecodedClip]:
+    """The first clips of a video from their `latents`, bit for bit as `generate_clips` gave them."""
+    yield from _Run(conditioning, codec, settings, continuity).again(plans, latents)
+
+
 class _Run:
     """Where a video stands: what the next clip is shown, and under "carry" the decode that goes on."""
 
-    def __init__(self, conditioning: Conditioning, codec: VideoCodec, settings: ClipSettings, continuity: str) -> None:
+    def __init__(
+        self,
+        conditioning: Conditioning,
+        codec: VideoCodec,
+        settings: ClipSettings,
+        continuity: str,
+        grade: Grade | None,
+    ) -> None:
         self.conditioning = conditioning
         self.codec = codec
         self.settings = settings
+        self.grade = grade
         self.carries = continuity == "carry"
         self.memory: MotionMemory | None = None    # None: no clip yet
         self.decoder: VideoDecoder | None = None   # None: the next clip opens a stream
@@ -118,6 +144,8 @@ class _Run:
         frames = kept_frames(self.decoder, plan, latents, self.conditioning.size)
         if not self.carries:
             self.decoder = None
+        if self.grade is not None:
+            frames = self.grade(plan, frames)
         self.memory = after(self._memory_before(plan), frames)
         return DecodedClip(plan=plan, frames=frames, latents=latents, memory=self.memory)
 
@@ -127,14 +155,19 @@ class _Run:
         if start < len(plans):
             log.info("decoding %d finished clips again, to continue from them", len(plans) - start)
         if start == 0:
-            for plan in plans:
-                motion_latents = self.motion_latents(plan) if self.decoder is None else None
-                self.finish(plan, past.latents(plan.index), motion_latents)
+            for _ in self.again(plans, past.latents):
+                pass
         else:
             self.memory = past.memory
             for plan in plans[start:]:
                 self.decoder = self.decoder or self.codec.decoder()
                 self.decoder.prime(past.latents(plan.index))
+
+    def again(self, plans: Sequence[ClipPlan], latents: Callable[[int], Tensor]) -> Iterator[DecodedClip]:
+        """Clips that were denoised before, as they were decoded then."""
+        for plan in plans:
+            motion_latents = self.motion_latents(plan) if self.decoder is None else None
+            yield self.finish(plan, latents(plan.index), motion_latents)
 
     def _first_needed(self, plans: Sequence[ClipPlan], past: Past, decoder_reach: int | None) -> int:
         """The first finished clip that must be decoded again; all of them when the memory is lost."""
@@ -148,7 +181,7 @@ class _Run:
             return self.memory
         num_frames = self.settings.motion_frames
         if plan.uses_motion:
-            return memory_from_image(self.conditioning.reference_frames, num_frames)
+            return memory_from_image(self.conditioning.reference_frames, num_frames, self.settings.still_frames)
         return blank_memory(self.conditioning.size, num_frames)
 
 
@@ -196,12 +229,31 @@ def speaker_inputs(plan: ClipPlan, speakers: Sequence[SpeakerTrack]) -> dict[str
     return {"speaker_features": features, "speaker_masks": masks.expand(-1, -1, num_latents, -1, -1)}
 
 
+def pose_weights(control: PoseControl, plan: ClipPlan) -> Tensor:
+    """[T]: how strongly each latent frame of a clip follows the pose; all or nothing of it, by most of its frames."""
+    frames = torch.arange(plan.start_frame, plan.stop_frame)
+    followed = (frames >= control.start_frame) | (control.start_frame <= 0)   # a warm-up lies before 0
+    if control.stop_frame is not None:
+        followed &= frames < control.stop_frame
+    return control.strength * (followed.unflatten(0, (-1, TEMPORAL_STRIDE)).sum(1) > TEMPORAL_STRIDE // 2)
+
+
+def pose_latents(conditioning: Conditioning, plan: ClipPlan, codec: VideoCodec) -> Tensor | None:
+    """[1, 16, T, h, w] of a clip's pose, weighted; 0 is no pose, and None is none in the whole clip."""
+    if conditioning.pose is None:
+        return None
+    weights = pose_weights(conditioning.pose_control, plan)
+    if not weights.any():
+        return None
+    return codec.encode(pose_window(conditioning.pose, plan))[:, :, 1:] * weights.view(1, 1, -1, 1, 1)
+
+
 def clip_inputs(
     plan: ClipPlan, conditioning: Conditioning, codec: VideoCodec, motion_latents: Tensor | None
 ) -> ClipInputs:
     """What directs the clip of `plan`, cut out of what directs the video."""
     direction = conditioning.direction(plan)
-    pose, source = conditioning.pose, conditioning.source
+    source = conditioning.source
     return ClipInputs(
         index=plan.index,
         prompt_embeds=direction.prompt_embeds,
@@ -211,6 +263,7 @@ def clip_inputs(
         motion_latents=motion_latents,
         audio_features=conditioning.audio.window(plan.start_frame, plan.stop_frame),
         **speaker_inputs(plan, conditioning.speakers),
-        pose_latents=None if pose is None else codec.encode(pose_window(pose, plan))[:, :, 1:],
+        pose_latents=pose_latents(conditioning, plan, codec),
+        pose_steps=conditioning.pose_control.steps,
         source=None if source is None else source.clip(plan.start_frame, plan.stop_frame, codec),
     )

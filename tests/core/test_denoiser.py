@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -94,3 +96,20 @@ def test_a_stop_is_heard_within_a_step(model: WanS2VTransformer) -> None:
     with pytest.raises(Interrupted):
         TransformerDenoiser(model, settings(2.0))(inputs(), NOISE, stop_after_one)
     assert len(steps) == 1
+
+
+def test_a_pose_can_be_followed_in_the_first_steps_only(model: WanS2VTransformer) -> None:
+    posed = replace(inputs(), pose_latents=torch.randn(1, 16, T, H, W, generator=torch.Generator().manual_seed(3)))
+
+    def walk(pose_steps: int | None, which: ClipInputs = posed) -> list[torch.Tensor]:
+        velocities = []
+        handle = model.register_forward_hook(lambda _module, _inputs, velocity: velocities.append(velocity))
+        TransformerDenoiser(model, settings(1))(replace(which, pose_steps=pose_steps), NOISE, quiet)
+        handle.remove()
+        return velocities
+
+    always, twice, never = walk(None), walk(2), walk(None, inputs())
+    assert all(torch.equal(a, b) for a, b in zip(walk(3), always, strict=True))
+    assert torch.equal(twice[0], always[0]) and torch.equal(twice[1], always[1])
+    assert not torch.equal(twice[2], always[2]) and not torch.equal(always[0], never[0])
+    assert torch.equal(walk(1)[0], always[0]) and not torch.equal(walk(1)[1], always[1])

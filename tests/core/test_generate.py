@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from s2v_core.config import VAEConfig
 from s2v_core.errors import Interrupted
 from s2v_core.models.vae import WanVAE, decoder_receptive_field
-from s2v_core.types import ClipSettings, MotionMemory
-from s2v_core.video.generate import Past, generate_clips
+from s2v_core.types import ClipSettings, MotionMemory, PoseControl
+from s2v_core.video.generate import Past, generate_clips, pose_weights
 from s2v_core.video.memory import after, blank_memory, memory_from_image
 from s2v_core.video.timeline import plan_clips
 
@@ -276,3 +278,67 @@ def test_an_exact_run_continues_bit_for_bit_with_the_real_autoencoder(vae, exact
 def test_carrying_on_parts_from_decoding_anew_at_the_second_clip(carried, exact):
     assert torch.equal(carried[0].frames, exact[0].frames)
     assert not torch.equal(carried[1].frames, exact[1].frames)
+
+
+# ---- pose control ---------------------------------------------------------------------------------------------------
+
+
+def posed_inputs(control, num_frames=30, *, start_from_image=False):
+    """What each clip of 8 frames is told, and the poses that were asked for."""
+    codec, denoiser, poses = TinyCodec(), TinyDenoiser(), FramePoses()
+    conditioning = replace(tiny_conditioning(codec, pose=poses), pose_control=control)
+    plans = plan_clips(num_frames, SETTINGS, seed=5, start_from_image=start_from_image)
+    list(generate_clips(plans, conditioning, denoiser, codec, SETTINGS, on_step=nothing))
+    return denoiser.seen, poses.asked
+
+
+def test_a_poses_strength_multiplies_what_it_adds():
+    full, _ = posed_inputs(PoseControl())
+    half, _ = posed_inputs(PoseControl(strength=0.5))
+    for one, other in zip(full, half, strict=True):
+        assert torch.equal(0.5 * one.pose_latents, other.pose_latents)
+    assert all(inputs.pose_latents is None for inputs in posed_inputs(PoseControl(strength=0))[0])
+
+
+def test_a_pose_is_followed_between_its_start_and_its_end_alone():
+    whole, _ = posed_inputs(PoseControl(), start_from_image=True)
+    some, asked = posed_inputs(PoseControl(start_frame=10, stop_frame=22), start_from_image=True)
+    followed = [s.pose_latents[0, 0, :, 0, 0].ne(0).tolist() for s in some[1:3]]
+    assert followed == [[False, True], [True, False]]   # frames 12 to 19: of 8 to 11 and 20 to 23 only two are followed
+    assert some[0].pose_latents is None and some[3].pose_latents is None and asked == [(8, 16), (16, 24)]
+    assert torch.equal(some[1].pose_latents[:, :, 1], whole[1].pose_latents[:, :, 1])
+
+
+def test_a_pose_from_the_beginning_holds_in_the_warm_up_too():
+    plan = plan_clips(30, SETTINGS, seed=0, start_from_image=False)[0]
+    assert plan.start_frame < 0 and pose_weights(PoseControl(), plan).tolist() == [1.0, 1.0]
+    assert pose_weights(PoseControl(start_frame=2), plan).tolist() == [0.0, 1.0]
+
+
+# ---- continuity -----------------------------------------------------------------------------------------------------
+
+
+def darker(plan, frames):
+    return frames.sub_(0.25 * (plan.index + 1)).clamp_(-1, 1)
+
+
+@pytest.mark.parametrize("continuity", ["exact", "carry"])
+def test_graded_frames_are_shown_and_remembered_and_a_continued_run_is_the_same(continuity):
+    plain = list(run(30, continuity=continuity))
+    graded = list(run(30, continuity=continuity, grade=darker))
+    assert torch.equal(graded[0].frames, (plain[0].frames - 0.25).clamp(-1, 1))
+    assert torch.equal(graded[0].memory.frames[:, :, -1], graded[0].frames[:, :, -1])
+    assert not torch.equal(graded[1].latents, plain[1].latents)
+    for memory in (True, False):
+        rest = list(run(30, continuity=continuity, grade=darker, past=past_of(graded[:2], memory=memory)))
+        assert torch.equal(video_of(rest), video_of(graded[2:]))
+
+
+def test_the_first_window_can_hold_the_picture_all_along():
+    codec, denoiser = TinyCodec(), TinyDenoiser()
+    conditioning = tiny_conditioning(codec)
+    settings = replace(SETTINGS, still_frames=SETTINGS.motion_frames)
+    plans = plan_clips(8, settings, seed=5, start_from_image=True)
+    list(generate_clips(plans, conditioning, denoiser, codec, settings, on_step=nothing))
+    still = conditioning.reference_frames.expand(-1, -1, SETTINGS.motion_frames, -1, -1)
+    assert torch.equal(denoiser.seen[0].motion_latents, codec.encode(still))
