@@ -11,6 +11,7 @@ from torch import Tensor
 from ..geometry import VideoSize
 from ..types import STILL_FRAMES, MotionMemory
 
+
 def blank_memory(size: VideoSize, num_frames: int) -> MotionMemory:
     """Nothing seen yet: [1, 3, num_frames, H, W] of grey."""
     return MotionMemory(frames=torch.zeros(1, 3, num_frames, size.height, size.width))
