@@ -90,10 +90,12 @@ class OptimizerConfig:
         if self.offload and self.moments != "fp32":
             raise ConfigError("moments on the CPU are kept in fp32: choose offload or moments: 8bit, not both")
         _at_least(self, 0, "weight_decay", "warmup_steps")
-        if not self.learning_rate > 0 or not self.max_grad_norm > 0:
-            raise ConfigError(
-                f"learning_rate and max_grad_norm must be above 0, got {self.learning_rate} and {self.max_grad_norm}"
-            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are two numbers of at least 0 and below 1, got {list(self.betas)}")
+        for name in ("learning_rate", "max_grad_norm", "eps"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be a number above 0, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,6 +237,8 @@ def read_train_config(path: Path) -> TrainConfig:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):

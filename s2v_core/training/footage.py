@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import tarfile
 import tempfile
@@ -106,10 +107,14 @@ def read_metadata(folder: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{folder} has no metadata.csv or metadata.jsonl that can be read") from error
-    rows = list(csv.DictReader(text.splitlines())) if path is table else _json_lines(path, text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8") from error
+    rows = list(csv.DictReader(io.StringIO(text))) if path is table else _json_lines(path, text)
     if not rows:
         raise ConfigError(f"{path} lists no videos")
     for number, row in enumerate(rows, 1):
+        if None in row:
+            raise ConfigError(f"{path} has more cells than columns in row {number}: put commas inside quotes")
         unknown = [name for name in row if name not in COLUMNS]
         if unknown:
             raise ConfigError(f"{path} has a column {unknown[0]} in row {number}; there are {', '.join(COLUMNS)}")

@@ -73,6 +73,10 @@ def losses(output):
         ({"objective": {"drop_sound": 2}}, "drop_sound is a probability, 0 to 1; got 2"),
         ({"objective": {"sigma_sampling": "normal"}}, "one of logit-normal, uniform; got 'normal'"),
         ({"optimizer": {"betas": 3}}, "betas is a list, got 3"),
+        ({"optimizer": {"betas": [0.9]}}, "betas are two numbers"),
+        ({"optimizer": {"betas": [0.9, 1]}}, "of at least 0 and below 1, got"),
+        ({"optimizer": {"learning_rate": "inf"}}, "learning_rate must be a number above 0, got inf"),
+        ({"optimizer": {"eps": -1}}, "eps must be a number above 0, got -1"),
         ({"model": "14B"}, "model holds settings of its own, got '14B'"),
         ({"precompute": {"clip_frames": 81}}, "clip_frames is a multiple of 4"),
     ],
@@ -88,8 +92,9 @@ def test_settings_without_a_name_files_that_are_missing_and_text_that_is_no_yaml
     path = tmp_path / "run.yaml"
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_train_config(path)
-    for text, message in (("run: {}", "lacks name"), ("a: [", "is not YAML"), ("- 1", "describes no training run")):
-        path.write_text(text)
+    told = {b"run: {}": "lacks name", b"a: [": "is not YAML", b"- 1": "describes no training run", b"\xff": "not text"}
+    for text, message in told.items():
+        path.write_bytes(text)
         with pytest.raises(ConfigError, match=message):
             read_train_config(path)
 

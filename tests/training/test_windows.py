@@ -276,6 +276,7 @@ def test_a_full_disk_ends_the_run_with_a_word(tmp_path, encoders):
     [
         ("video,prompt,sound\na.mp4,x,y", "column sound in row 1"),
         ("prompt\nx", "names no video in row 1"),
+        ("video,prompt\na.mp4,a face, talking", "more cells than columns in row 1: put commas inside quotes"),
         ("video,prompt", "lists no videos"),
     ],
 )
@@ -283,6 +284,26 @@ def test_bad_metadata_is_named(tmp_path, text, message):
     (tmp_path / "metadata.csv").write_text(text)
     with pytest.raises(ConfigError, match=message):
         find_footage(PrecomputeConfig(source=str(tmp_path)))
+
+
+def test_metadata_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "metadata.csv").write_bytes(b"video\n\xff\xfe.mp4")
+    with pytest.raises(ConfigError, match="metadata.csv is not text in UTF-8"):
+        find_footage(PrecomputeConfig(source=str(tmp_path)))
+
+
+def test_a_table_says_what_lines_of_json_say(tmp_path):
+    folder = make_folder(tmp_path, size=(64, 64))
+    config = PrecomputeConfig(source=str(folder), clip_frames=8)
+    lines = find_footage(config)[0].open()
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text(
+        'video,audio,prompt,pose,face_boxes\na.mp4,a.wav,"a face,\ntalking",,"[16, 16, 80, 64]"\na.mp4,a.wav,,,\n'
+    )
+    table, bare = (item.open() for item in find_footage(config))
+    assert table.prompt == "a face,\ntalking" and (bare.prompt, bare.face_boxes, table.pose) == ("", None, None)
+    assert np.array_equal(table.face_boxes(0, 3), lines.face_boxes(0, 3))
+    assert torch.equal(table.frames(4, 6), lines.frames(4, 6))
 
 
 def test_a_folder_without_metadata_is_refused(tmp_path):
