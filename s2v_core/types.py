@@ -75,7 +75,7 @@ class ClipSettings:
     frames: int = 80          # new per clip, 4 to a latent frame
     motion_frames: int = 73   # of the past: 1 + 4*18, so 19 latent frames
     warmup_frames: int = 3    # head of clip 0, decoded without a past and dropped
-    still_frames: int = STILL_FRAMES   # of the picture at the end of the first memory, where a video starts from the picture
+    still_frames: int = STILL_FRAMES   # of the picture in the first memory, where a video starts from the picture
     fps: float = 16.0
 
     def __post_init__(self) -> None:
