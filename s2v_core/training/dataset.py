@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import TransformerConfig
 from ..errors import CheckpointError, ConfigError
 from .objective import Batch
 from .windows import CONTINUING, FIRST, WindowEntry, batch_windows, load_window, read_entry
@@ -37,7 +38,7 @@ class WindowBatches:
 
     def __init__(self, paths: Sequence[Path], *, batch_size: int, first_clip: float, seed: int) -> None:
         self.batch_size, self.first_clip, self.seed = batch_size, first_clip, seed
-        entries = _readable(paths)
+        entries = self._entries = _readable(paths)
         _check_one_model(entries)
         self.num_skipped = len(paths) - len(entries)
         self._forms: dict[str, dict[object, list[Path]]] = {FIRST: defaultdict(list), CONTINUING: defaultdict(list)}
@@ -51,7 +52,47 @@ class WindowBatches:
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def batch(self, index: int) -> Batch:
-        return batch_windows([load_window(path) for path in self.paths(index)])
+        """A window that can no longer be read is logged and counted; the batch's others stand in for it.
+
+        Raises: CheckpointError when none of them can be read.
+        """
+        windows, faults = [], []
+        for path in self.paths(index):
+            try:
+                windows.append(load_window(path))
+            except CheckpointError as error:
+                log.warning("left out: %s", error)
+                faults.append(error)
+        self.num_skipped += len(faults)
+        if not windows:
+            raise faults[0]
+        return batch_windows([windows[i % len(windows)] for i in range(self.batch_size)])
+
+    def check_fit(self, model: TransformerConfig, *, with_embeds: bool) -> None:
+        """Are the windows for this model?
+
+        Args:
+            with_embeds: prompts must be encoded in them.
+
+        Raises: ConfigError that names a window, what it holds and what the model reads.
+        """
+        wanted = {
+            "latents": (model.in_channels,),
+            "audio_features": (model.num_audio_layers, model.audio_dim),
+        }
+        for entry in self._entries:
+            for name, sizes in wanted.items():
+                given = entry.shapes[name][: len(sizes)]
+                if given != sizes:
+                    raise ConfigError(
+                        f"{entry.path} is for another model: its {name} are of {_by(given)}, "
+                        f"the model reads {_by(sizes)}; precompute again with this model's encoders"
+                    )
+            if with_embeds and entry.shapes.get("prompt_embeds", (0, 0))[1] != model.text_dim:
+                raise ConfigError(
+                    f"{entry.path} has no prompt embeds of width {model.text_dim}; precompute again with prompts: "
+                    "encoded and this model's text encoder, or train one (model: text_encoder)"
+                )
 
     def paths(self, index: int) -> list[Path]:
         """The windows of batch `index`, 0 is the first."""
@@ -75,6 +116,10 @@ class WindowBatches:
                 filled = (order * -(-self.batch_size // len(order)))[: self.batch_size - len(batch)]
                 batches.append(batch + filled)
         return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _readable(paths: Sequence[Path]) -> list[WindowEntry]:

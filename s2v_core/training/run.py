@@ -27,7 +27,7 @@ from .dataset import WindowBatches
 from .export import export_student
 from .lora import export_lora
 from .precompute import find_windows
-from .setup import build_student
+from .setup import build_student, model_config
 from .trackers import Trackers
 from .trainer import StepReport, Trainer
 from .validate import Validation
@@ -65,6 +65,7 @@ def make_trainer(config: TrainConfig, *, device: torch.device) -> Trainer:
         first_clip=config.data.first_clip,
         seed=config.run.seed,
     )
+    source.check_fit(model_config(config).transformer, with_embeds=config.model.text_encoder == "frozen")
     trainer = Trainer(
         build_student(config, device=device),
         source,

@@ -63,6 +63,7 @@ class WindowEntry:
     fingerprint: str             # of everything that it was made from
     model: str                   # of the encoders that made it
     kind: str
+    shapes: dict[str, tuple[int, ...]]   # of its tensors
     form: tuple[object, ...]     # windows of equal form fit into one batch
 
 
@@ -100,6 +101,7 @@ def read_entry(path: Path) -> WindowEntry:
         fingerprint=metadata["fingerprint"],
         model=metadata["model"],
         kind=CONTINUING if "motion_latents" in shapes else FIRST,
+        shapes=shapes,
         form=(*form, "prompt_embeds" in shapes),
     )
 

@@ -22,6 +22,8 @@ from s2v_core.training.footage import find_footage, fit_tokens
 from s2v_core.training.precompute import choose_cuts, find_windows, precompute
 from s2v_core.training.windows import FIRST, Window, batch_windows, box_mask, load_window, read_entry, save_window
 
+from .tiny import CONFIG as TINY
+
 CONFIG = PrecomputeConfig(source="synthetic", num_videos=2, video_frames=100, clip_frames=8, prompts="text")
 
 
@@ -391,6 +393,30 @@ def test_windows_that_cannot_be_read_are_left_out_and_counted(folder, caplog):
     assert (source.num_windows, source.num_skipped) == (9, 1) and "3.safetensors" in caplog.text
     with pytest.raises(CheckpointError, match="delete it and precompute again"):
         read_entry(folder / "3.safetensors")
+
+
+def test_a_window_that_goes_while_it_is_learnt_from_is_stood_in_for_by_its_batch(folder, caplog):
+    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.0, seed=1)
+    index = next(i for i in range(9) if not set(source.batch(i).prompts) & {"0", "1"})
+    gone, left = source.paths(index)
+    gone.unlink()
+    assert source.batch(index).prompts == (left.stem, left.stem) and source.num_skipped == 1
+    assert gone.name in caplog.text
+    left.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read as a window"):
+        source.batch(index)
+
+
+def test_windows_of_another_model_are_named_with_what_this_one_reads(folder):
+    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
+    source.check_fit(TINY, with_embeds=True)
+    with pytest.raises(ConfigError, match="0.safetensors is for another model: its audio_features are of 3 x 6"):
+        source.check_fit(replace(TINY, num_audio_layers=4), with_embeds=False)
+    with pytest.raises(ConfigError, match="no prompt embeds of width 16; precompute again with prompts: encoded"):
+        source.check_fit(replace(TINY, text_dim=16), with_embeds=True)
+    save_window(folder / "1.safetensors", replace(some_window(1), prompt_embeds=None), fingerprint="f", model="m")
+    with pytest.raises(ConfigError, match="1.safetensors has no prompt embeds"):
+        WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1).check_fit(TINY, with_embeds=True)
 
 
 def test_windows_of_two_encoders_do_not_mix(folder):
