@@ -117,6 +117,19 @@ def sound_from_waveform(waveform: Tensor, sample_rate: int) -> Sound:
         return recorder.finish(recorder.num_source)
 
 
+def sound_format(path: Path) -> tuple[int, int]:
+    """Sample rate in Hz and number of channels of a file's sound. Raises: MediaError."""
+    with _opened(path) as container:
+        stream = _sound_stream(container, path)
+        return stream.rate, stream.channels
+
+
+def sound_frames(path: Path) -> Iterator[av.AudioFrame]:
+    """A file's sound as it was recorded, a piece at a time. Raises: MediaError."""
+    with _opened(path) as container:
+        yield from _decoded(container, _sound_stream(container, path), path)
+
+
 class _Recorder:
     """Takes a source's samples as they come, leaves a `Sound`; without one, nothing stays behind."""
 
