@@ -5,7 +5,7 @@ Knows the nodes' names; what they do is in their files.
 
 from __future__ import annotations
 
-from . import audio, clip, loaders, video
+from . import audio, clip, loaders, storyboard, video
 from .host import ComfyExtension, io
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -15,6 +15,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     clip.Conditioning,
     clip.SampleClip,
     clip.DecodeClip,
+    storyboard.Storyboard,
     video.LongVideo,
 )
 

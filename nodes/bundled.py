@@ -18,6 +18,7 @@ from ..s2v_core.checkpoints.official import ModelFiles, find_components
 from ..s2v_core.components import BUNDLED
 from ..s2v_core.conditioning.audio import read_normalised
 from ..s2v_core.conditioning.text import byte_tokenizer, encode_prompt
+from ..s2v_core.config import VAEConfig
 from ..s2v_core.media.audio_io import sound_from_waveform
 from ..s2v_core.media.image_io import read_picture
 from ..s2v_core.models.sound_encoder import SoundEncoder
@@ -133,7 +134,15 @@ def _load_clip(files: ModelFiles) -> host.CLIP:
 
 
 class FirstStage(WanVAE):
-    """The bundled autoencoder as the host's VAE calls its own: latents that are not normalised, whole videos."""
+    """The bundled autoencoder as the host's VAE calls its own: latents that are not normalised, whole videos.
+
+    Args:
+        default_area: pixels of a video of the models that it belongs to, when nobody asks for a size.
+    """
+
+    def __init__(self, config: VAEConfig, default_area: int) -> None:
+        super().__init__(config)
+        self.default_area = default_area
 
     def encode(self, frames: Tensor) -> Tensor:
         return host.LATENT_FORMAT.process_out(super().encode(frames))
@@ -145,7 +154,7 @@ class FirstStage(WanVAE):
 
 def _load_vae(files: ModelFiles) -> host.VAE:
     weights = {name: stored.dense(torch.float32) for name, stored in read_component(files.vae, "vae").items()}
-    return host.make_vae(weights, lambda **settings: FirstStage(files.config.vae))
+    return host.make_vae(weights, lambda **settings: FirstStage(files.config.vae, files.config.default_area))
 
 
 # ---- sound -----------------------------------------------------------------------------------------------------------

@@ -58,12 +58,12 @@ class Conditioning(io.ComfyNode):
         pose_video: object | None = None,
         motion: object | None = None,
     ) -> io.NodeOutput:
+        from .codec import default_area
         from .job import Clip, Job
-        from .model import DEFAULT_AREA
         from .sampling import clip_keys
 
         job = Job.of(
-            model_area=DEFAULT_AREA, positive=positive, negative=negative, vae=vae, image=image, sound=audio,
+            model_area=default_area(vae), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
             width=width, height=height, fps=fps, seed=0, start_from_image=start_from_image, pose_video=pose_video,
         )  # fmt: skip
         plan, before = job.next_plan(motion), job.memory_before(motion)
@@ -163,6 +163,6 @@ class SampleClip(io.ComfyNode):
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
         )  # fmt: skip
         sampling = Sampling(seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler)
-        clip, after = sample_clip(job, model, positive, negative, sampling, motion, node_id=cls.hidden.unique_id)
+        clip, after = sample_clip(job, model, sampling, motion, node_id=cls.hidden.unique_id)
         latents = host.LATENT_FORMAT.process_out(clip.latents)
         return io.NodeOutput(to_image(clip.frames), after, {"samples": latents})

@@ -13,11 +13,13 @@ from torch import Tensor
 from ..s2v_core.checkpoints import keymaps
 from ..s2v_core.checkpoints.shapes import vae_config_from_shapes
 from ..s2v_core.components import VAE_BYTES_PER_PIXEL_AND_CHANNEL
+from ..s2v_core.config import DEFAULT_AREA
 from ..s2v_core.errors import ConfigError
 from ..s2v_core.geometry import SPATIAL_STRIDE
 from ..s2v_core.models.vae import WanVAE, decoder_receptive_field
 from ..s2v_core.types import VideoDecoder
 from . import host
+from .bundled import FirstStage
 
 _made: weakref.WeakKeyDictionary[host.VAE, HostCodec] = weakref.WeakKeyDictionary()
 
@@ -30,6 +32,12 @@ def codec_of(vae: host.VAE) -> HostCodec:
     if vae not in _made:
         _made[vae] = HostCodec(_our_model(vae))
     return _made[vae]
+
+
+def default_area(vae: host.VAE) -> int:
+    """Pixels of a video that the models of a VAE like: few for the bundled one."""
+    stage = vae.first_stage_model
+    return stage.default_area if isinstance(stage, FirstStage) else DEFAULT_AREA
 
 
 def _our_model(vae: host.VAE) -> WanVAE:

@@ -29,6 +29,7 @@ import node_helpers
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_api.latest import ComfyExtension, InputImpl, io
+from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor, nn
 
@@ -63,6 +64,16 @@ def schema(**fields: object) -> io.Schema:
 def with_values(conditioning: list, values: Mapping[str, object]) -> list:
     """The conditioning with further values for the model, in every part of it."""
     return node_helpers.conditioning_set_values(conditioning, dict(values))
+
+
+def encode_prompt(clip: CLIP, text: str) -> list:
+    """A prompt's CONDITIONING, as the host's own CLIP Text Encode makes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def nothing_because(reason: str) -> ExecutionBlocker:
+    """An output that holds nothing: a node that is connected to it says `reason`, the others run."""
+    return ExecutionBlocker(reason)
 
 
 def video_file(path: Path) -> InputImpl.VideoFromFile:

@@ -6,7 +6,8 @@ Knows the host's IMAGE, VIDEO and CONDITIONING; computes nothing.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from ..s2v_core.conditioning.pose import PoseVideo
 from ..s2v_core.errors import ConfigError, MediaError, ShapeError
 from ..s2v_core.geometry import VideoSize, fit_size
 from ..s2v_core.media.video_io import probe_video, read_timed_frames
-from ..s2v_core.types import ClipInputs, ClipPlan, ClipSettings, Conditioning, MotionMemory
+from ..s2v_core.types import ClipInputs, ClipPlan, ClipSettings, Conditioning, Direction, MotionMemory
 from ..s2v_core.video.generate import clip_inputs, kept_frames, open_stream
 from ..s2v_core.video.memory import after, blank_memory, memory_from_image
+from ..s2v_core.video.storyboard import Scene, Script, direct, place_scenes, unseen
 from ..s2v_core.video.timeline import plan_clips
 from . import host
 from .codec import HostCodec, codec_of
@@ -49,11 +51,35 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Board:
+    """A storyboard with its prompts encoded (S2V_STORYBOARD)."""
+
+    scenes: tuple[Scene, ...] = ()
+    prompts: Mapping[str, list] = field(default_factory=dict)   # CONDITIONING of each prompt, once
+    images: Tensor | None = None                                # the host's IMAGE; scenes name them by number, from 1
+
+    def picture(self, number: str) -> Image.Image:
+        """Raises: ConfigError for what is no number of a picture."""
+        count = 0 if self.images is None else self.images.shape[0]
+        if not number.isdecimal() or not 1 <= int(number) <= count:
+            raise ConfigError(
+                f"the storyboard asks for image {number}, and its images input holds {count}: connect a batch of "
+                "pictures there and name them by their numbers, from 1"
+            )
+        return picture_of(self.images[int(number) - 1 :])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """A video that is asked for: everything but the sampler."""
 
     conditioning: Conditioning
+    positives: tuple[list, ...]      # CONDITIONING of each clip
+    negative: list
     plans: tuple[ClipPlan, ...]
+    scripts: tuple[Script, ...]      # what the storyboard tells each clip
+    pictures: tuple[Tensor, ...]     # reference frames of each clip, [1, 3, 1, H, W] in [-1, 1]
+    remarks: tuple[str, ...]         # where its scenes begin, and what of it is not seen
     settings: ClipSettings
     codec: HostCodec
     start_from_image: bool
@@ -74,6 +100,7 @@ class Job:
         seed: int,
         start_from_image: bool,
         pose_video: object | None,
+        storyboard: Board | None = None,
     ) -> Job:
         """Open, fit and encode what the inputs hold.
 
@@ -87,19 +114,42 @@ class Job:
         size = video_size(picture, width, height, model_area)
         settings = ClipSettings(fps=fps)
         codec = codec_of(vae)
-        reference = fit_picture(picture, size)
+        board = storyboard or Board()
+        plans = plan_clips(sound.num_frames(fps), settings, seed=seed, start_from_image=start_from_image)
+        scenes = place_scenes(board.scenes, plans, fps)
+        plans, scripts = direct(plans, scenes)
+        positives = tuple(positive if script.prompt is None else board.prompts[script.prompt] for script in scripts)
+        names = dict.fromkeys(script.image for script in scripts)
+        pictures = {n: fit_picture(picture if n is None else board.picture(n), size) for n in names}
+        latents = {name: codec.encode(frames) for name, frames in pictures.items()}
         conditioning = Conditioning(
             size=size,
-            prompt_embeds=prompt_embeds(positive),
+            prompt_embeds=prompt_embeds(positives[0]),
             negative_prompt_embeds=prompt_embeds(negative),
-            reference_frames=reference,
-            reference_latent=codec.encode(reference),
+            reference_frames=pictures[scripts[0].image],
+            reference_latent=latents[scripts[0].image],
+            directions=tuple(
+                Direction(
+                    prompt_embeds=prompt_embeds(one),
+                    reference_latent=latents[script.image],
+                    guidance_scale=script.guidance_scale,
+                )
+                for one, script in zip(positives, scripts, strict=True)
+            ),
             audio=sound.features(fps),
             pose=None if pose_video is None else open_pose(pose_video, size, fps),
         )
-        plans = plan_clips(sound.num_frames(fps), settings, seed=seed, start_from_image=start_from_image)
         return cls(
-            conditioning=conditioning, plans=plans, settings=settings, codec=codec, start_from_image=start_from_image
+            conditioning=conditioning,
+            positives=positives,
+            negative=negative,
+            plans=plans,
+            scripts=scripts,
+            pictures=tuple(pictures[script.image] for script in scripts),
+            remarks=(*(f"scene {scene}" for scene in scenes), *unseen(board.scenes, scenes)),
+            settings=settings,
+            codec=codec,
+            start_from_image=start_from_image,
         )
 
     def next_plan(self, motion: Motion | None) -> ClipPlan:

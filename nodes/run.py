@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 
@@ -16,139 +17,162 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..s2v_core.media.video_io import join_segments, to_pictures, write_segment
-from ..s2v_core.types import DecodedClip
-from ..s2v_core.video.generate import Past, generate_clips
+from ..s2v_core.media.video_io import join_segments, to_pictures
+from ..s2v_core.types import ClipPlan, DecodedClip
+from ..s2v_core.video.fill import fill_take, sound_digest
+from ..s2v_core.video.generate import Past, decode_again, generate_clips
 from ..s2v_core.video.take import Take
 from . import host
 from . import model as models
-from .job import Job, Motion
+from .job import Job, Motion, to_image
 from .sampling import HostDenoiser, Sampling
 from .sound import DrivingSound, write_wav
 
-FOLDER = "wan_s2v"   # below the host's output folder (takes), and in names in its temporary one
+log = logging.getLogger(__name__)
+
+FOLDER = "wan_s2v"   # below the host's output folder (takes) and its temporary one (finished takes), and in file names
+FINISHED_TAKES = 4   # kept until the host starts again, for runs that only go on from them or change their end
 FIRST_NUMBERS = 256  # of every weight: what tells one model from another without reading 14 billion
 
 
 class RunProgress:
-    """A node's bar over all clips and steps, showing the clip in progress, and each clip when it is finished."""
+    """A node's bar over all clips and steps, showing the clip in progress, and each clip when it is finished.
 
-    def __init__(self, model: host.ModelPatcher, *, clips: int, steps: int, finished: int, node_id: str | None) -> None:
+    Args:
+        images: where the frames of finished clips go; None: nobody asks for them.
+    """
+
+    def __init__(
+        self,
+        model: host.ModelPatcher,
+        *,
+        clips: int,
+        steps: int,
+        finished: int,
+        node_id: str | None,
+        images: Images | None = None,
+    ) -> None:
         self._model, self._steps = model, steps
         self._bar = host.Progress(clips * steps, node_id)
         self._clip = finished
         self._picture: Image.Image | None = None
+        self._images = images
         self._bar.show(finished * steps)
 
     def denoised(self, latents: Tensor) -> None:
         self._picture = host.preview_picture(self._model, latents)
 
+    def clip_started(self, plan: ClipPlan) -> None:
+        pass
+
     def step(self, done: int, total: int) -> None:
         self._bar.show(self._clip * self._steps + round(done * self._steps / total), self._picture)
 
-    def clip_finished(self, frames: Tensor) -> None:
-        """Shows the middle frame of [1, 3, F, H, W]."""
+    def clip_finished(self, clip: DecodedClip) -> None:
+        """Shows the clip's middle frame."""
         self._clip += 1
-        middle = frames.shape[2] // 2
-        picture = Image.fromarray(next(iter(to_pictures(frames[:, :, middle : middle + 1]))))
+        if self._images is not None:
+            self._images.put(clip)
+        middle = clip.frames.shape[2] // 2
+        picture = Image.fromarray(next(iter(to_pictures(clip.frames[:, :, middle : middle + 1]))))
         self._bar.show(self._clip * self._steps, picture)
 
 
+class Images:
+    """All frames of a video as the host's IMAGE [F, H, W, 3]: whoever asks for them pays the memory."""
+
+    def __init__(self, job: Job) -> None:
+        size = job.conditioning.size
+        self.tensor = torch.empty(sum(plan.num_kept for plan in job.plans), size.height, size.width, 3)
+
+    def put(self, clip: DecodedClip) -> None:
+        frames = to_image(clip.frames)
+        self.tensor[clip.plan.first_kept : clip.plan.first_kept + len(frames)] = frames
+
+
 def sample_clip(
-    job: Job,
-    model: host.ModelPatcher,
-    positive: list,
-    negative: list,
-    sampling: Sampling,
-    motion: Motion | None,
-    *,
-    node_id: str | None,
+    job: Job, model: host.ModelPatcher, sampling: Sampling, motion: Motion | None, *, node_id: str | None
 ) -> tuple[DecodedClip, Motion]:
     """The clip that follows `motion`."""
     plan = job.next_plan(motion)
     past = None if motion is None else Past(num_clips=motion.num_clips, memory=motion.memory, latents=_no_latents)
     progress = RunProgress(model, clips=1, steps=sampling.steps, finished=0, node_id=node_id)
-    clip = next(_clips(job, model, positive, negative, sampling, progress, past, continuity="exact"))
-    progress.clip_finished(clip.frames)
+    denoiser = HostDenoiser(model, job.positives, job.negative, sampling, progress.denoised)
+    clips = generate_clips(
+        job.plans, job.conditioning, denoiser, job.codec, job.settings, past=past, on_step=progress.step
+    )
+    clip = next(clips)
+    progress.clip_finished(clip)
     return clip, Motion(
         num_clips=plan.index + 1, memory=clip.memory, size=job.conditioning.size, fps=job.settings.fps
     )
 
 
+def _no_latents(index: int) -> Tensor:
+    raise AssertionError("exact continuity goes on from frames alone")
+
+
 def long_video(
     job: Job,
     model: host.ModelPatcher,
-    positive: list,
-    negative: list,
     sound: DrivingSound,
     sampling: Sampling,
     *,
     continuity: str,
+    with_images: bool,
     node_id: str | None,
-) -> Path:
-    """The whole video as an mp4 in the host's temporary folder.
+) -> tuple[Path, Tensor | None]:
+    """The whole video as an mp4 in the host's temporary folder, and with_images its frames as the host's IMAGE.
 
     Finished clips lie in a take in the output folder until the video is whole: after Cancel, a crash or a restart the
-    same inputs go on from there. The same inputs a second time give the file that is there.
+    same inputs go on from there. The takes of the newest videos stay in the temporary folder: a longer video, or one
+    whose storyboard changes towards its end, makes only the clips that are new. The same inputs a second time give
+    the file that is there.
     """
-    fingerprint = _fingerprint(job, model, positive, negative, sound, sampling, continuity)
-    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:20]
-    output = host.temp_folder() / f"{FOLDER}_{name}.mp4"
-    if output.is_file():
-        return output
-    folder = host.output_folder() / FOLDER / name
-    with Take.open(folder, fingerprint) as take:
-        _fill(take, job, model, positive, negative, sampling, continuity, node_id)
-        _join(take, job, sound, output)
-    shutil.rmtree(folder, ignore_errors=True)
-    return output
+    shared, made_from = _fingerprint(job, model, sound, sampling, continuity), _made_from(job, sound)
+    output = host.temp_folder() / f"{FOLDER}_{_name(shared, made_from, sound.heard_digest())}.mp4"
+    if output.is_file() and not with_images:
+        return output, None
+    for remark in job.remarks:
+        log.info("%s", remark)
+    name = _name(shared, made_from[:1])   # whatever begins alike shares a take
+    folder, finished = host.output_folder() / FOLDER / name, host.temp_folder() / FOLDER / name
+    if finished.is_dir() and not folder.exists():
+        _move(finished, folder)
+    images = Images(job) if with_images else None
+    with Take.open(folder, shared, made_from) as take:
+        _fill(take, job, model, sampling, continuity, images, node_id)
+        if not output.is_file():
+            _join(take, job, sound, output)
+    _move(folder, finished)
+    _forget_oldest(finished.parent)
+    return output, None if images is None else images.tensor
 
 
 def _fill(
     take: Take,
     job: Job,
     model: host.ModelPatcher,
-    positive: list,
-    negative: list,
     sampling: Sampling,
     continuity: str,
+    images: Images | None,
     node_id: str | None,
 ) -> None:
     """Generate the clips that the take lacks."""
-
-    def write(path: Path, frames: Tensor) -> None:
-        write_segment(path, to_pictures(frames), fps=job.settings.fps)
-
     progress = RunProgress(
-        model, clips=len(job.plans), steps=sampling.steps, finished=take.num_finished, node_id=node_id
+        model, clips=len(job.plans), steps=sampling.steps, finished=take.num_finished, node_id=node_id, images=images
     )
-    for clip in _clips(job, model, positive, negative, sampling, progress, take.past(), continuity):
-        take.add(clip, write, is_last=clip.plan is job.plans[-1])
-        progress.clip_finished(clip.frames)
-        del clip   # a clip of frames is large, and the next one is made while this name lives
-
-
-def _clips(
-    job: Job,
-    model: host.ModelPatcher,
-    positive: list,
-    negative: list,
-    sampling: Sampling,
-    progress: RunProgress,
-    past: Past | None,
-    continuity: str,
-) -> Iterator[DecodedClip]:
-    return generate_clips(
-        job.plans,
-        job.conditioning,
-        HostDenoiser(model, positive, negative, sampling, progress.denoised),
-        job.codec,
-        job.settings,
-        continuity=continuity,
-        past=past,
-        decoder_reach=job.codec.decoder_reach,
-        on_step=progress.step,
-    )
+    before = job.plans[: take.num_finished]
+    if images is not None:
+        for clip in decode_again(
+            before, job.conditioning, job.codec, job.settings, continuity=continuity, latents=take.latents
+        ):
+            images.put(clip)
+    fill_take(
+        take, job.plans, job.conditioning,
+        HostDenoiser(model, job.positives, job.negative, sampling, progress.denoised), job.codec, job.settings,
+        continuity=continuity, decoder_reach=job.codec.decoder_reach, watch=progress,
+    )  # fmt: skip
 
 
 def _join(take: Take, job: Job, sound: DrivingSound, output: Path) -> None:
@@ -161,45 +185,70 @@ def _join(take: Take, job: Job, sound: DrivingSound, output: Path) -> None:
         wav.unlink(missing_ok=True)
 
 
-def _no_latents(index: int) -> Tensor:
-    raise AssertionError("exact continuity goes on from frames alone")
+def _move(folder: Path, target: Path) -> None:
+    """A take to another place; where that fails it is given up, its video is whole."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(folder, target)
+    except OSError as error:
+        log.warning("cannot keep the clips of %s for later (%s)", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_oldest(folder: Path) -> None:
+    takes = sorted(folder.iterdir(), key=lambda take: take.stat().st_mtime, reverse=True)
+    for take in takes[FINISHED_TAKES:]:
+        shutil.rmtree(take, ignore_errors=True)
 
 
 # ---- what makes two runs the same ------------------------------------------------------------------------------------
 
 
 def _fingerprint(
-    job: Job,
-    model: host.ModelPatcher,
-    positive: list,
-    negative: list,
-    sound: DrivingSound,
-    sampling: Sampling,
-    continuity: str,
+    job: Job, model: host.ModelPatcher, sound: DrivingSound, sampling: Sampling, continuity: str
 ) -> dict[str, object]:
-    """Everything that changes a pixel or a sample."""
-    levels = HostDenoiser(model, positive, negative, sampling, lambda _: None).levels
+    """Everything that changes a pixel of every clip."""
+    levels = HostDenoiser(model, job.positives, job.negative, sampling, lambda _: None).levels
     return {
-        "picture": digest(job.conditioning.reference_frames),
-        "pose": None if job.conditioning.pose is None else digest(_pose_key(job)),
-        "sound": sound.digest(),
-        "positive": digest(positive),
-        "negative": digest(negative),
+        "audio_encoder": sound.encoder_digest(),
+        "negative": digest(job.negative),
         "size": str(job.conditioning.size),
-        "plans": digest([astuple(plan) for plan in job.plans]),
         "clip": asdict(job.settings),
         "sampling": asdict(sampling),
         "levels": digest([levels.sigmas, levels.timesteps]),
         "continuity": continuity,
+        "start_from_image": job.start_from_image,
         "model": model_identity(model),
         "vae": digest(_first_numbers(job.codec.model.state_dict())),
     }
 
 
-def _pose_key(job: Job) -> Tensor:
-    """Every 16th pose frame."""
-    last = job.plans[-1].stop_frame
-    return torch.cat([job.conditioning.pose.window(frame, frame + 1) for frame in range(0, last, 16)], dim=2)
+def _made_from(job: Job, sound: DrivingSound) -> list[dict[str, object]]:
+    """What changes the pixels of each clip beyond that, and beyond the clips before it."""
+    positives = {id(positive): digest(positive) for positive in job.positives}
+    pictures = {id(picture): digest(picture) for picture in job.pictures}
+    return [
+        {
+            "plan": astuple(plan),
+            "positive": positives[id(positive)],
+            "cfg": script.guidance_scale,
+            "picture": pictures[id(picture)],
+            "sound": sound_digest(sound.sound, plan, job.settings.fps),
+            "pose": None if job.conditioning.pose is None else digest(_pose_key(job, plan)),
+        }
+        for plan, positive, script, picture in zip(job.plans, job.positives, job.scripts, job.pictures, strict=True)
+    ]
+
+
+def _name(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _pose_key(job: Job, plan: ClipPlan) -> Tensor:
+    """Every 16th pose frame of a clip."""
+    frames = range(max(0, plan.start_frame), plan.stop_frame, 16)
+    return torch.cat([job.conditioning.pose.window(frame, frame + 1) for frame in frames], dim=2)
 
 
 def model_identity(model: host.ModelPatcher) -> str:

@@ -85,21 +85,22 @@ class HostDenoiser:
 
     Args:
         model: an S2V MODEL, ours or the host's own.
-        positive, negative: conditioning of the prompts.
+        positives: conditioning of the prompt of each clip of the video.
+        negative: that of all clips.
         on_denoised: shown the clean estimate of every step, in the model's latent space, before the step is counted.
     """
 
     def __init__(
         self,
         model: host.ModelPatcher,
-        positive: list,
+        positives: Sequence[list],
         negative: list,
         sampling: Sampling,
         on_denoised: Callable[[Tensor], None],
     ) -> None:
         self.levels = Levels.of(model, sampling)
         self.model = _told(model, self.levels)
-        self.positive, self.negative = positive, negative
+        self.positives, self.negative = positives, negative
         self.sampling = sampling
         self.sampler = _sampler(sampling.sampler)
         self.on_denoised = on_denoised
@@ -116,10 +117,10 @@ class HostDenoiser:
         latents = host.sample(
             self.model,
             self._scaled(noise),
-            cfg=self.sampling.cfg,
+            cfg=self.sampling.cfg if inputs.guidance_scale is None else inputs.guidance_scale,
             sampler=self.sampler,
             sigmas=self.levels.sigmas,
-            positive=host.with_values(self.positive, positive),
+            positive=host.with_values(self.positives[inputs.index], positive),
             negative=host.with_values(self.negative, negative),
             seed=self.sampling.seed,
             callback=callback,

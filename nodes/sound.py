@@ -119,7 +119,7 @@ class DrivingSound:
         self.sound: Sound = sound_from_waveform(driving.samples, driving.sample_rate)
         self._encode = encode
         self._features: dict[float, SoundFeatures] = {}
-        self._digest = ""
+        self._encoder_digest = ""
 
     def features(self, fps: float) -> SoundFeatures:
         if fps not in self._features:
@@ -133,17 +133,18 @@ class DrivingSound:
     def encoder_output(self) -> EncoderOutput:
         return EncoderOutput(self.sound, self._encode)
 
-    def digest(self) -> str:
-        """What tells this sound from another: both waveforms, and what the encoder makes of the first moments."""
-        if not self._digest:
-            found = hashlib.sha256(self.heard.samples.contiguous().numpy().tobytes())
-            found.update(f"{self.heard.sample_rate} {self.sound.num_samples}".encode())
-            for start in range(0, self.sound.num_samples, SAMPLE_RATE * 60):
-                found.update(self.sound.read(start, min(start + SAMPLE_RATE * 60, self.sound.num_samples)).tobytes())
+    def heard_digest(self) -> str:
+        """What tells the sound that is heard from another."""
+        found = hashlib.sha256(self.heard.samples.contiguous().numpy().tobytes())
+        found.update(f"{self.heard.sample_rate}".encode())
+        return found.hexdigest()
+
+    def encoder_digest(self) -> str:
+        """What tells the encoder from another: what it makes of a tenth of a second."""
+        if not self._encoder_digest:
             states = self._encode(torch.linspace(-1, 1, SAMPLE_RATE // 10)[None])
-            found.update(np.round(states.float().cpu().numpy(), 3).tobytes())
-            self._digest = found.hexdigest()
-        return self._digest
+            self._encoder_digest = hashlib.sha256(np.round(states.float().cpu().numpy(), 3).tobytes()).hexdigest()
+        return self._encoder_digest
 
 
 class EncoderOutput(dict):

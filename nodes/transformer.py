@@ -121,7 +121,7 @@ class HostTransformer(WanS2VTransformer):
             }  # fmt: skip
             tokens = self._block(i, tokens, time, clip, options)
             tokens = self._inject_audio(i, tokens, clip)
-        return self._velocity(tokens[:, : clip.layout.num_video], time, clip.grid)
+        return self._velocity(tokens[:, : clip.layout.num_video], time, clip)
 
     def _clip(
         self,

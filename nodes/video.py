@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..s2v_core.types import CONTINUITIES
 from . import host
 from .host import io
-from .sockets import CATEGORY, how_large, how_to_begin, how_to_sample, what_to_show
+from .sockets import CATEGORY, StoryboardIO, how_large, how_to_begin, how_to_sample, what_to_show
 
 
 class LongVideo(io.ComfyNode):
@@ -32,8 +32,17 @@ class LongVideo(io.ComfyNode):
                                tooltip="How a clip continues the one before: exact, as the official code does it; "
                                        "carry decodes less and looks slightly different."),
                 *how_to_begin(),
+                StoryboardIO.Input("storyboard", optional=True,
+                                   tooltip="From S2V Storyboard: prompts by their times, in place of positive from "
+                                           "the first one on."),
+                io.Boolean.Input("with_images", default=False, optional=True,
+                                 tooltip="Give all frames as IMAGE too: 12 bytes of memory a pixel, 4.8 MB a frame at "
+                                         "832x480. The video itself needs none of it."),
             ],
-            outputs=[io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video.")],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video."),
+                io.Image.Output(display_name="images", tooltip="All frames, once with_images is on; not compressed."),
+            ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
@@ -57,6 +66,8 @@ class LongVideo(io.ComfyNode):
         continuity: str,
         start_from_image: bool,
         pose_video: object | None = None,
+        storyboard: object | None = None,
+        with_images: bool = False,
     ) -> io.NodeOutput:
         from .job import Job
         from .model import default_area
@@ -67,9 +78,13 @@ class LongVideo(io.ComfyNode):
         job = Job.of(
             model_area=default_area(model), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
+            storyboard=storyboard,
         )  # fmt: skip
         sampling = Sampling(seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler)
-        path = long_video(
-            job, model, positive, negative, audio, sampling, continuity=continuity, node_id=cls.hidden.unique_id
-        )
-        return io.NodeOutput(host.video_file(path))
+        path, images = long_video(
+            job, model, audio, sampling,
+            continuity=continuity, with_images=with_images, node_id=cls.hidden.unique_id,
+        )  # fmt: skip
+        if images is None:
+            images = host.nothing_because("switch on with_images in S2V Long Video to get its frames here")
+        return io.NodeOutput(host.video_file(path), images)

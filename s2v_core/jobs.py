@@ -118,7 +118,7 @@ def make_job(values: Mapping[str, object], where: str = "") -> Job:
     missing = [f"--{name}" for name in ("image", "audio", "output") if name not in said]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} must be given")
-    for name in ("image", "audio", "pose-video"):
+    for name in ("image", "audio", "pose-video", "storyboard"):
         if name in said and said[name].resolve() == said["output"].resolve():
             raise ConfigError(f"output {said['output']} would overwrite the {name} that it is made from")
     if said["output"].suffix.lower() != ".mp4":

@@ -134,6 +134,9 @@ OPTIONS: dict[str, Option] = {
                help="the video to write, an .mp4"),
         Option(name="pose-video", group=WHAT, metavar="FILE", parse=file,
                help="a video of drawn poses to follow, at any frame rate (default: free movement)"),
+        Option(name="storyboard", group=WHAT, metavar="FILE", parse=file,
+               help="prompts by their times, a line each ('0:12.5 she laughs') or YAML: each holds from the clip that "
+                    "begins nearest to its time (default: one prompt throughout)"),
         Option(name="start-from-image", group=WHAT, parse=flag,
                help="begin with the picture itself, instead of only keeping its looks"),
         Option(name="size", group=PICTURE, metavar="SIZE", parse=size,

@@ -27,19 +27,13 @@ from .errors import ConfigError, OutputError
 from .geometry import VideoSize, fit_size
 from .media.audio_io import Sound, open_sound
 from .media.image_io import read_picture
-from .media.video_io import (
-    join_segments,
-    probe_video,
-    read_timed_frames,
-    require_writable,
-    to_pictures,
-    write_segment,
-)
+from .media.video_io import join_segments, probe_video, read_timed_frames, require_writable
 from .models.vae import decoder_receptive_field
 from .placement import MemoryEstimate
 from .request import Request
-from .types import ClipPlan, Conditioning, SamplerSettings
-from .video.generate import generate_clips
+from .types import ClipPlan, Conditioning, DecodedClip, Direction, SamplerSettings
+from .video.fill import fill_take, sound_digest
+from .video.storyboard import PlacedScene, Scene, Script, direct, place_scenes, read_storyboard, unseen
 from .video.take import Take
 from .video.timeline import plan_clips
 
@@ -87,6 +81,7 @@ class JobPlan:
     take: Path
     finished_clips: int
     estimate: MemoryEstimate
+    scenes: tuple[PlacedScene, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -97,6 +92,7 @@ class JobPlan:
             f"clips   {len(self.clips)}{done}",
             f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {s.guidance_scale:g}",
             f"memory  {self.estimate}",
+            *(f"scene   {scene}" for scene in self.scenes),
             *(f"note    {remark}" for remark in self.remarks),
         ]
         return "\n".join(lines)
@@ -119,7 +115,28 @@ class _Job:
     picture: Image.Image
     sound: Sound
     pose: PoseVideo | None
+    scripts: tuple[Script, ...]              # one per clip
+    pictures: dict[str, Image.Image]         # of the scenes, by the names in their scripts
     plan: JobPlan
+
+
+class _Told:
+    """A take's watch that tells a run's progress."""
+
+    def __init__(self, progress: Progress, plan: JobPlan) -> None:
+        self.progress = progress
+        self.total, self.steps = len(plan.clips), plan.settings.steps
+        self.index = 0
+
+    def clip_started(self, plan: ClipPlan) -> None:
+        self.index = plan.index
+        self.progress.clip_started(self.index, self.total, self.steps)
+
+    def step(self, done: int, total: int) -> None:
+        self.progress.step(self.index, done, total)
+
+    def clip_finished(self, clip: DecodedClip) -> None:
+        self.progress.clip_finished(self.index, self.total)
 
 
 class WanS2VPipeline:
@@ -192,7 +209,7 @@ class WanS2VPipeline:
         progress = progress or Silent()
         with self._opened(request) as job:
             progress.planned(job.plan)
-            with Take.open(job.plan.take, self._fingerprint(job)) as take:
+            with Take.open(job.plan.take, self._fingerprint(job), _made_from(job)) as take:
                 self._fill(take, job, progress)
                 self._join(take, job, request.output)
             if request.take is None:
@@ -257,10 +274,20 @@ class WanS2VPipeline:
             pose = None
             if request.pose_video is not None:
                 pose = _open_pose(request.pose_video, size, request.fps)
-            plan = self._plan(request, size, sound, pose)
-            yield _Job(request=request, picture=picture, sound=sound, pose=pose, plan=plan)
+            scenes = () if request.storyboard is None else read_storyboard(request.storyboard)
+            pictures = {scene.image: read_picture(Path(scene.image)) for scene in scenes if scene.image is not None}
+            plan = self._plan(request, size, sound, pose, scenes)
+            clips, scripts = direct(plan.clips, plan.scenes)
+            job = _Job(
+                request=request, picture=picture, sound=sound, pose=pose, scripts=scripts, pictures=pictures,
+                plan=replace(plan, clips=clips),
+            )  # fmt: skip
+            finished = Take.count_finished(plan.take, _made_from(job))
+            yield replace(job, plan=replace(job.plan, finished_clips=finished))
 
-    def _plan(self, request: Request, size: VideoSize, sound: Sound, pose: PoseVideo | None) -> JobPlan:
+    def _plan(
+        self, request: Request, size: VideoSize, sound: Sound, pose: PoseVideo | None, scenes: Sequence[Scene]
+    ) -> JobPlan:
         config = self.components.config
         whole = num_video_frames(sound, request.fps)
         num_frames = whole if request.num_frames is None else min(request.num_frames, whole)
@@ -270,67 +297,60 @@ class WanS2VPipeline:
         settings = request.sampler_settings(
             steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
         )
-        take = request.take or _take_beside(request.output)
+        placed = place_scenes(scenes, clips, request.fps)
         return JobPlan(
             size=size,
             num_frames=num_frames,
             fps=request.fps,
             clips=clips,
             settings=settings,
-            take=take,
-            finished_clips=Take.count_finished(take),
+            take=request.take or _take_beside(request.output),
+            finished_clips=0,
             estimate=self.components.estimate(size, request.clip_settings()),
-            remarks=_remarks(request, whole, num_frames, pose),
+            scenes=placed,
+            remarks=(*_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
         )
 
     def _fill(self, take: Take, job: _Job, progress: Progress) -> None:
         """Generate the clips that the take lacks."""
-        clips, first = job.plan.clips, take.num_finished
-        if first == len(clips):
+        if take.num_finished == len(job.plan.clips):
             return
         conditioning = self._condition(job)
-        steps = job.plan.settings.steps
         with self.components.denoising(job.plan.settings) as denoiser:
-            progress.clip_started(first, len(clips), steps)
-            current = first
-
-            def write(path: Path, frames: Tensor) -> None:
-                write_segment(path, to_pictures(frames), fps=job.plan.fps)
-
-            def on_step(done: int, total: int) -> None:
-                progress.step(current, done, total)
-
-            for clip in generate_clips(
-                clips,
-                conditioning,
-                denoiser,
-                self.components.codec,
-                job.request.clip_settings(),
+            fill_take(
+                take, job.plan.clips, conditioning, denoiser, self.components.codec, job.request.clip_settings(),
                 continuity=job.request.continuity,
-                past=take.past(),
                 decoder_reach=decoder_receptive_field(self.components.config.vae),
-                on_step=on_step,
-            ):
-                take.add(clip, write, is_last=clip.plan is clips[-1])
-                progress.clip_finished(current, len(clips))
-                del clip   # a clip of frames is large, and the next one is made while this name lives
-                current += 1
-                if current < len(clips):
-                    progress.clip_started(current, len(clips), steps)
+                watch=_Told(progress, job.plan),
+            )  # fmt: skip
 
     def _condition(self, job: _Job) -> Conditioning:
         request, size = job.request, job.plan.size
         negative = request.negative_prompt
         if negative is None:
             negative = self.components.config.negative_prompt
-        prompt_embeds, negative_embeds = self.components.encode_prompts([request.prompt, negative])
-        reference = fit_picture(job.picture, size)
+        prompts = [request.prompt if script.prompt is None else script.prompt for script in job.scripts]
+        texts = list(dict.fromkeys([*prompts, negative]))   # each is encoded once
+        embeds = dict(zip(texts, self.components.encode_prompts(texts), strict=True))
+        names = list(dict.fromkeys(script.image for script in job.scripts))
+        pictures = {n: fit_picture(job.picture if n is None else job.pictures[n], size) for n in names}
+        latents = {name: self.components.codec.encode(picture) for name, picture in pictures.items()}
+        directions = tuple(
+            Direction(
+                prompt_embeds=embeds[prompt],
+                reference_latent=latents[script.image],
+                guidance_scale=script.guidance_scale,
+            )
+            for prompt, script in zip(prompts, job.scripts, strict=True)
+        )
+        first = directions[0]
         return Conditioning(
             size=size,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_embeds,
-            reference_frames=reference,
-            reference_latent=self.components.codec.encode(reference),
+            prompt_embeds=first.prompt_embeds,
+            negative_prompt_embeds=embeds[negative],
+            reference_frames=pictures[job.scripts[0].image],
+            reference_latent=first.reference_latent,
+            directions=directions,
             audio=SoundFeatures(job.sound, self.components.hidden_states, fps=request.fps),
             pose=job.pose,
         )
@@ -340,19 +360,14 @@ class WanS2VPipeline:
         join_segments(take.segments, output, audio=job.request.audio, fps=plan.fps, num_frames=plan.num_frames)
 
     def _fingerprint(self, job: _Job) -> dict[str, object]:
-        """Everything that changes a pixel: a take is continued only by the job that began it."""
+        """Everything that changes a pixel of every clip: a take is continued only by a job that is alike in it."""
         request, plan = job.request, job.plan
         return {
-            "image": _sha256(request.image),
-            "audio": _sha256(request.audio),
             "pose_video": None if request.pose_video is None else _sha256(request.pose_video),
-            "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "size": str(plan.size),
-            "num_frames": plan.num_frames,
             "sampler": asdict(plan.settings),
             "clip": asdict(request.clip_settings()),
-            "seed": request.seed,
             "start_from_image": request.start_from_image,
             "continuity": request.continuity,
             "model": self.components.identity(),
@@ -395,6 +410,25 @@ def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | No
             f"the pose video lasts {pose.duration:.2f} s of {num_frames / request.fps:.2f} s: the rest moves freely"
         )
     return tuple(remarks)
+
+
+def _made_from(job: _Job) -> list[dict[str, object]]:
+    """What changes the pixels of each clip, beyond what changes all: frames, seed, script, and the sound up to its end.
+
+    Sound that comes later is left out, though the encoder's normalisation has heard it: a longer sound keeps clips.
+    """
+    pictures = {None: _sha256(job.request.image), **{name: _sha256(Path(name)) for name in job.pictures}}
+    return [
+        {
+            "frames": [plan.start_frame, plan.stop_frame, plan.trim_start, plan.trim_end],
+            "seed": plan.seed,
+            "prompt": job.request.prompt if script.prompt is None else script.prompt,
+            "guidance_scale": script.guidance_scale,
+            "image": pictures[script.image],
+            "audio": sound_digest(job.sound, plan, job.plan.fps),
+        }
+        for plan, script in zip(job.plan.clips, job.scripts, strict=True)
+    ]
 
 
 def _sha256(path: Path) -> str:

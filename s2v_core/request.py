@@ -33,6 +33,7 @@ class Request:
     seed: int = 0                        # clip r draws its noise from seed + r
     clip_frames: int = 80                # new frames per clip, a multiple of 4
     pose_video: Path | None = None
+    storyboard: Path | None = None       # a file of prompts by their times: `video/storyboard.py` says how
     start_from_image: bool = False       # the video continues from the picture, instead of only keeping its identity
     continuity: str = "exact"            # "exact": the reference's decode; "carry": cheaper, slightly different
     take: Path | None = None             # folder of finished clips; None: beside the output

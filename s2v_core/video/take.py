@@ -6,10 +6,11 @@ Knows folders and files, not how clips are made or encoded: a function that writ
     take.lock               held by the run that writes
     clips/0000.mp4          the kept frames of a clip
     latents/0000.safetensors
-    motion/0000.safetensors memory after the newest clip, float32; older ones go once a newer one is committed
+    motion/0000.safetensors memory after the newest whole clip, float32; older ones go once a newer one is committed
 
 A clip counts from the moment take.json names it, and its files are safely on disk before that: whenever a run is
-killed, at most the clip in flight is lost.
+killed, at most the clip in flight is lost. Each clip is kept with what made it: a longer job, or one that changes in
+its course, keeps the clips before the change.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,7 @@ from .generate import Past
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1   # of take.json; a take of another format is not continued
+FORMAT = 2   # of take.json; a take of another format is not continued
 FOLDERS = ("clips", "latents", "motion")
 
 WriteSegment = Callable[[Path, Tensor], None]
@@ -45,22 +46,28 @@ WriteSegment = Callable[[Path, Tensor], None]
 class Take:
     """A folder of finished clips, open for one run. Use it in a `with`: leaving lets the next run in."""
 
-    def __init__(self, folder: Path, lock: IO[str], state: dict) -> None:
+    def __init__(self, folder: Path, lock: IO[str], state: dict, clips: Sequence[dict]) -> None:
         self.folder = folder
         self._lock = lock
         self._state = state
+        self._clips = clips
 
     @classmethod
-    def open(cls, folder: Path, fingerprint: Mapping[str, object]) -> Take:
+    def open(cls, folder: Path, fingerprint: Mapping[str, object], clips: Sequence[Mapping[str, object]]) -> Take:
         """Create the take, or continue the one that is there, with every finished clip checked.
 
-        Args:
-            fingerprint: everything that changes a pixel (settings, hashes of media and weights), as JSON can hold it.
+        Finished clips are kept up to the first that was made from something else. The others stay on disk until the
+        first new one is committed.
 
-        Raises: ConfigError when the take is another job's, another run's, or unreadable; OutputError when the folder
-            cannot be written.
+        Args:
+            fingerprint: everything that changes a pixel of every clip (settings, hashes of weights), as JSON can
+                hold it.
+            clips: for each clip of the video, what changes its pixels beyond that and beyond the clips before it.
+
+        Raises: ConfigError when the take is another job's (also: when no finished clip could be kept), another run's,
+            or unreadable; OutputError when the folder cannot be written.
         """
-        fingerprint = json.loads(json.dumps(fingerprint))
+        fingerprint, clips = json.loads(json.dumps(fingerprint)), json.loads(json.dumps(clips))
         with _writing(folder):
             for name in FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -72,19 +79,32 @@ class Take:
                 if state is None:
                     state = {"format": FORMAT, "fingerprint": fingerprint, "clips": [], "motion": None}
                     _write_state(folder, state)
-                _require_same(folder, state["fingerprint"], fingerprint)
-                state["clips"] = _sound_clips(folder, state["clips"])
+                kept = _num_alike(state["clips"], clips)
+                lost = state["clips"][:1] if clips and not kept else []
+                _require_same(
+                    folder,
+                    {**state["fingerprint"], **(lost[0]["made_from"] if lost else {})},
+                    {**fingerprint, **(clips[0] if lost else {})},
+                )
+                if kept < min(len(state["clips"]), len(clips)):
+                    log.info("keeping %d finished clips: clip %d on was made from something else", kept, kept + 1)
+                state["clips"] = _sound_clips(folder, state["clips"][:kept])
+                if state["motion"] and state["motion"]["clip"] >= len(state["clips"]):
+                    state["motion"] = None
         except BaseException:
             lock.close()
             raise
-        return cls(folder, lock, state)
+        return cls(folder, lock, state, clips)
 
     @staticmethod
-    def count_finished(folder: Path) -> int:
-        """Finished clips of the take in `folder`, as it says itself; 0 when there is none. Nothing is touched."""
+    def count_finished(folder: Path, clips: Sequence[Mapping[str, object]]) -> int:
+        """Finished clips in `folder` that a job of `clips` (as in `open`) would keep; 0 when there is no take.
+
+        Takes the take at its word. Nothing is touched.
+        """
         with _writing(folder):
             state = _read_state(folder)
-        return len(state["clips"]) if state else 0
+        return _num_alike(state["clips"], json.loads(json.dumps(clips))) if state else 0
 
     @property
     def num_finished(self) -> int:
@@ -99,13 +119,12 @@ class Take:
         """What the next clip continues from; None before the first."""
         if not self.num_finished:
             return None
-        return Past(num_clips=self.num_finished, memory=self._memory(), latents=self._latents)
+        return Past(num_clips=self.num_finished, memory=self._memory(), latents=self.latents)
 
-    def add(self, clip: DecodedClip, write_segment: WriteSegment, *, is_last: bool) -> None:
+    def add(self, clip: DecodedClip, write_segment: WriteSegment) -> None:
         """Put a finished clip on disk, and commit it.
 
-        Args:
-            is_last: nothing continues from this clip, so its memory is not kept.
+        A clip that is cut short is the last: if the job grows it is made anew, so the memory before it stays.
 
         Raises: OutputError when the disk refuses; the clips before this one are kept.
         """
@@ -116,17 +135,18 @@ class Take:
             write_segment(self.folder / segment, clip.frames)
             record = {
                 "frames": clip.frames.shape[2],
+                "made_from": self._clips[index],
                 "segment": _record(self.folder, segment),
                 "latents": _save(self.folder, f"latents/{index:04d}.safetensors", clip.latents),
             }
-            motion = None
-            if not is_last:
+            motion = self._state["motion"]
+            if not clip.plan.trim_end:
                 file = _save(self.folder, f"motion/{index:04d}.safetensors", clip.memory.frames)
                 motion = {"clip": index, "file": file}
             state = {**self._state, "clips": [*clips, record], "motion": motion}
             _write_state(self.folder, state)
             self._state = state
-            _remove_memories(self.folder, keep=None if is_last else index)
+            _remove_unnamed(self.folder, state)
 
     def close(self) -> None:
         self._lock.close()
@@ -145,7 +165,8 @@ class Take:
             return None
         return MotionMemory(frames=_load(self.folder, motion["file"]))
 
-    def _latents(self, index: int) -> Tensor:
+    def latents(self, index: int) -> Tensor:
+        """Of a finished clip, as it was denoised: [1, 16, T, h, w]."""
         return _load(self.folder, self._state["clips"][index]["latents"])
 
 
@@ -192,6 +213,12 @@ def _leaves(settings: dict, path: str = "") -> dict[str, object]:
     return flat
 
 
+def _num_alike(finished: Sequence[Mapping], clips: Sequence[Mapping]) -> int:
+    """How many finished clips, from the first on, were made from what `clips` say."""
+    pairs = zip(finished, clips, strict=False)
+    return next((i for i, (one, clip) in enumerate(pairs) if one["made_from"] != clip), min(len(finished), len(clips)))
+
+
 def _sound_clips(folder: Path, clips: list[dict]) -> list[dict]:
     """The clips up to the first with a file that is missing or not what was written."""
     for index, clip in enumerate(clips):
@@ -236,10 +263,15 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _remove_memories(folder: Path, keep: int | None) -> None:
-    for path in (folder / "motion").iterdir():
-        if keep is None or path.name != f"{keep:04d}.safetensors":
-            path.unlink()
+def _remove_unnamed(folder: Path, state: dict) -> None:
+    """Older memories, and clips that other ones have replaced."""
+    named = {file["name"] for clip in state["clips"] for file in (clip["segment"], clip["latents"])}
+    if state["motion"]:
+        named.add(state["motion"]["file"]["name"])
+    for name in FOLDERS:
+        for path in (folder / name).iterdir():
+            if f"{name}/{path.name}" not in named:
+                path.unlink()
 
 
 def _remove_partial(folder: Path) -> None:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="SIGKILL and for
 DRIVER = '''
 import mmap, os, random, signal, sys, time, json
 from s2v_core import pipeline
+from s2v_core.video import fill
 from s2v_core.cli import main
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.models.vae import DecoderStream
@@ -41,7 +42,7 @@ def marked(owner, name, number):
 
 marked(WanS2VTransformer, "forward", SAMPLING)
 marked(DecoderStream, "decode", DECODING)
-marked(pipeline, "write_segment", WRITING)
+marked(fill, "write_segment", WRITING)
 marked(pipeline, "join_segments", JOINING)
 
 def attempt(target):

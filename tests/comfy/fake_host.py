@@ -124,6 +124,8 @@ def fake_modules(root):
         "latent_preview": {},
         "node_helpers": {"conditioning_set_values": conditioning_set_values},
         "comfy_api": {},
+        "comfy_execution": {},
+        "comfy_execution.graph_utils": {"ExecutionBlocker": SimpleNamespace},
         "comfy_api.latest": {
             "ComfyExtension": object, "InputImpl": SimpleNamespace(VideoFromFile=object), "io": Io("io"),
         },

@@ -1,0 +1,71 @@
+"""Filling a take: the clips that it lacks are made one after the other, each on disk before the next begins.
+
+Knows the loop, the take and the segments' format; not who watches, nor who lends the models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from ..config import SAMPLE_RATE
+from ..media.audio_io import Sound
+from ..media.video_io import to_pictures, write_segment
+from ..types import ClipPlan, ClipSettings, Conditioning, DecodedClip, Denoiser, VideoCodec
+from .generate import generate_clips
+from .take import Take
+
+
+class Watch(Protocol):
+    """Who is told how far a take is. Each of these may raise `Interrupted`."""
+
+    def clip_started(self, plan: ClipPlan) -> None: ...
+    def step(self, done: int, total: int) -> None: ...
+    def clip_finished(self, clip: DecodedClip) -> None: ...
+
+
+def fill_take(
+    take: Take,
+    plans: Sequence[ClipPlan],
+    conditioning: Conditioning,
+    denoiser: Denoiser,
+    codec: VideoCodec,
+    settings: ClipSettings,
+    *,
+    continuity: str,
+    decoder_reach: int,
+    watch: Watch,
+) -> None:
+    """Make the clips of `plans` that `take` lacks. Arguments as for `generate_clips`.
+
+    Raises: OutputError when the disk gives out; finished clips are kept, whatever ends this.
+    """
+    todo = plans[take.num_finished :]
+    if not todo:
+        return
+
+    def write(path: Path, frames: Tensor) -> None:
+        write_segment(path, to_pictures(frames), fps=settings.fps)
+
+    clips = generate_clips(
+        plans, conditioning, denoiser, codec, settings,
+        continuity=continuity, past=take.past(), decoder_reach=decoder_reach, on_step=watch.step,
+    )  # fmt: skip
+    for plan in todo:
+        watch.clip_started(plan)
+        clip = next(clips)
+        take.add(clip, write)
+        watch.clip_finished(clip)
+        del clip   # a clip of frames is large, and the next one is made while this name lives
+
+
+def sound_digest(sound: Sound, plan: ClipPlan, fps: float) -> str:
+    """What tells the sound that drives a clip from other sound: its samples from the clip's first frame to its last."""
+    start, stop = (frame * SAMPLE_RATE / fps for frame in (plan.start_frame, plan.stop_frame))
+    first, last = max(0, math.floor(start)), min(sound.num_samples, math.ceil(stop))
+    return hashlib.sha256(sound.read(first, max(first, last)).tobytes()).hexdigest()
