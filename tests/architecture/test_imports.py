@@ -36,11 +36,14 @@ DOORS: dict[str, set[str]] = {
         "types", "ops", "models", "parallel", "checkpoints", "conditioning", "sampling.sigmas", "placement", "media",
         "denoiser", "video.generate", "video.timeline",
     },
+    "dub": {
+        "types", "options", "models.vae", "conditioning", "video", "media", "placement", "components", "pipeline",
+    },
     "options": set(),
     "jobs": {"options", "request"},
     "progress": set(),
     "cli": {
-        "options", "jobs", "progress", "pipeline", "training", "request", "placement", "checkpoints.inspect",
+        "options", "jobs", "progress", "pipeline", "dub", "training", "request", "placement", "checkpoints.inspect",
     },
     "__main__": {"cli"},
     "train": {"training"},

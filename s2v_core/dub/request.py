@@ -1,0 +1,93 @@
+"""What one dubbing job asks for, in one frozen object that is checked when it is made.
+
+Knows no files' contents and no models; `run.py` turns a request into a video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..geometry import VideoSize
+from ..types import CONTINUITIES, ClipSettings, SamplerSettings
+
+LENGTHS = ("hold", "loop", "trim")
+
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DubRequest:
+    """One job. None means: what the model ships with, or what the footage suggests."""
+
+    video: Path                          # the footage
+    audio: Path                          # the new sound, from the footage's first frame on
+    output: Path
+    prompt: str = ""
+    negative_prompt: str | None = None   # None: the model's own
+    mask: Path | None = None             # picture or video, white where the mouth is made anew; None: the lower face
+    face_box: Box | Path | None = None   # shares of the picture's sides; a CSV file: one box a frame; None: found
+    face: int | None = None              # which face is dubbed, counted from the left; None: the largest
+    mask_padding: float = 0.0            # how far the mask grows, in heights of the face
+    strength: float = 1.0                # noise that the mouth is made from; below 1 something of the old one stays
+    length: str = "hold"                 # what happens when sound and footage are not equally long
+    start: float = 0.0                   # seconds of the footage: nothing is changed before
+    end: float | None = None             # and after; None: the footage's end
+    draw_every: int | None = None        # the model draws every n-th frame; None: so that it draws 30 a second at most
+    size: VideoSize | None = None        # at which the face is drawn; None: a square of the model's area
+    max_area: int | None = None          # of that square, pixels
+    steps: int | None = None
+    shift: float | None = None
+    guidance_scale: float | None = None
+    solver: str = "unipc"
+    seed: int = 0                        # clip r draws its noise from seed + r
+    continuity: str = "exact"
+    clip_frames: int = 80                # frames that are drawn in one clip, a multiple of 4
+    take: Path | None = None             # folder of finished clips; None: beside the output
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ConfigError(f"strength must be above 0 and at most 1, got {self.strength:g}")
+        if not -0.5 <= self.mask_padding <= 2:
+            raise ConfigError(f"mask padding must be -0.5 to 2 heights of the face, got {self.mask_padding:g}")
+        if self.length not in LENGTHS:
+            raise ConfigError(f"length must be one of {', '.join(LENGTHS)}; got {self.length!r}")
+        if self.start < 0 or (self.end is not None and self.end <= self.start):
+            raise ConfigError(f"start must be 0 or more and end after it; got {self.start:g} and {self.end}")
+        if self.draw_every is not None and self.draw_every < 1:
+            raise ConfigError(f"draw-every must be 1 or more, got {self.draw_every}")
+        if self.face is not None and self.face < 1:
+            raise ConfigError(f"faces are counted from 1, from left to right; got {self.face}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be 0 or more and below 2**63, got {self.seed}")
+        if self.continuity not in CONTINUITIES:
+            raise ConfigError(f"continuity must be one of {', '.join(CONTINUITIES)}; got {self.continuity!r}")
+        if not isinstance(self.face_box, Path | None):
+            check_box(self.face_box, "face box")
+        self.clip_settings()
+        self.sampler_settings(steps=1, shift=1.0, guidance_scale=1.0)
+
+    def clip_settings(self) -> ClipSettings:
+        return ClipSettings(frames=self.clip_frames)
+
+    def sampler_settings(self, *, steps: int, shift: float, guidance_scale: float) -> SamplerSettings:
+        """The sampler's settings, with the model's defaults where the request is silent."""
+        return SamplerSettings(
+            steps=steps if self.steps is None else self.steps,
+            shift=shift if self.shift is None else self.shift,
+            guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            solver=self.solver,
+        )
+
+
+def check_box(box: Box, name: str) -> None:
+    """Raises: ConfigError unless it is a box in shares of a picture's sides."""
+    left, top, right, bottom = box
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        told = ",".join(f"{side:g}" for side in box)
+        raise ConfigError(
+            f"{name} {told} is no box: give left,top,right,bottom as shares of the picture's sides, such as "
+            "0.3,0.2,0.6,0.7"
+        )
