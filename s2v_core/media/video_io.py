@@ -402,7 +402,7 @@ def _copied(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) 
 
     Where the file's clock jumps (joined recordings), the sound runs on, as it does when it is decoded.
     """
-    shift, due = -start - _first_sample(path), None   # seconds: added to the file's clock; when the next packet should sound
+    shift, due = -start - _first_sample(path), None   # seconds: added to the file's clock; when the next is due
     with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
         for packet in source.demux(source.streams.best("audio")):
             if not packet.size:

@@ -1,0 +1,73 @@
+"""A video at a higher frame rate: frames between its frames, by the motion that an encoder would find.
+
+Knows pictures and rates; the work is FFmpeg's `minterpolate` filter, which PyAV brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+
+# Motion is found in both directions and per block; where a block belongs to nothing, its neighbours share it. At a cut
+# the frame before it is repeated.
+MOTION = "mi_mode=mci:mc_mode=obmc:me_mode=bidir:vsbmc=1"
+
+
+def interpolated(
+    pictures: Iterable[np.ndarray], *, fps: Fraction, to_fps: Fraction, num_frames: int
+) -> Iterator[np.ndarray]:
+    """Pictures at `fps` as `num_frames` pictures at `to_fps`, both from time 0; after the last one it is held.
+
+    A dozen pictures are in memory at a time.
+
+    Args:
+        pictures: [H, W, 3] uint8, of one size, at least one.
+    """
+    graph, made = None, 0
+    for index, picture in enumerate(_held(pictures)):
+        graph = graph or _graph(picture.shape[1], picture.shape[0], fps, to_fps)
+        graph.push(_frame(picture, index, fps))
+        for frame in _ready(graph):
+            yield frame.to_ndarray(format="rgb24", src_color_range="JPEG", dst_color_range="JPEG")
+            made += 1
+            if made == num_frames:
+                return
+
+
+def _held(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The pictures, and then the last one for ever."""
+    picture = None
+    for picture in pictures:
+        yield picture
+    assert picture is not None, "there is nothing to interpolate"
+    while True:
+        yield picture
+
+
+def _graph(width: int, height: int, fps: Fraction, to_fps: Fraction) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="yuv444p", time_base=1 / fps)
+    motion = graph.add("minterpolate", f"fps={to_fps.numerator}/{to_fps.denominator}:{MOTION}")
+    sink = graph.add("buffersink")
+    source.link_to(motion)
+    motion.link_to(sink)
+    graph.configure()
+    return graph
+
+
+def _frame(picture: np.ndarray, index: int, fps: Fraction) -> av.VideoFrame:
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    frame = frame.reformat(format="yuv444p", src_color_range="JPEG", dst_color_range="JPEG")
+    frame.pts, frame.time_base = index, 1 / fps
+    return frame
+
+
+def _ready(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
+    while True:
+        try:
+            yield graph.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
