@@ -86,7 +86,8 @@ def block_loudness(sound: SoundSource) -> np.ndarray:
 def k_weights(frequencies: np.ndarray) -> np.ndarray:
     """Power gain of the K weighting at frequencies in Hz."""
     z = np.exp(-2j * np.pi * frequencies / 48_000)
-    return np.prod([np.abs(np.polyval(b[::-1], z) / np.polyval(a[::-1], z)) ** 2 for b, a in (SHELF, HIGH_PASS)], axis=0)
+    filters = (np.polyval(b[::-1], z) / np.polyval(a[::-1], z) for b, a in (SHELF, HIGH_PASS))
+    return np.abs(np.prod(list(filters), axis=0)) ** 2
 
 
 def integrated(loudness: np.ndarray) -> float:
@@ -135,8 +136,8 @@ def _gating(sound: SoundSource, gains: np.ndarray, gate: float) -> np.ndarray:
             f"{levels.max():.0f} dB; lower the gate"
         )
     opens = np.append(loud, loud[-1]).astype(float)
-    around = np.convolve(opens, np.ones(GATE_EARLY + GATE_LATE + 1))[GATE_EARLY:][: len(opens)] > 0
-    return np.convolve(np.pad(around.astype(float), GATE_FADE // 2, mode="edge"), np.ones(GATE_FADE) / GATE_FADE, "valid")
+    around = (np.convolve(opens, np.ones(GATE_EARLY + GATE_LATE + 1))[GATE_EARLY:][: len(opens)] > 0).astype(float)
+    return np.convolve(np.pad(around, GATE_FADE // 2, mode="edge"), np.ones(GATE_FADE) / GATE_FADE, "valid")
 
 
 def step_levels(sound: SoundSource) -> np.ndarray:
