@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from .errors import CheckpointError, ConfigError, Interrupted, MediaError, OutputError, S2VError, ShapeError
-from .options import COMMAND, JOB, MODELS, OPTIONS, Option, check_values, flag, loras, nearest
+from .options import COMMAND, JOB, MODELS, OPTIONS, REPEATED, Option, check_values, flag, nearest
 from .progress import Progress, duration
 from .training.arguments import add_precompute_arguments, add_train_arguments
 
@@ -155,7 +155,7 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     elif option.parse is flag:
         group.add_argument(*names, action="store_const", const=True, help=option.help)
     else:
-        action = "append" if option.parse is loras else "store"
+        action = "append" if option.parse in REPEATED else "store"
         group.add_argument(*names, action=action, metavar=option.metavar, help=option.help)
 
 

@@ -115,11 +115,15 @@ def make_job(values: Mapping[str, object], where: str = "") -> Job:
     Raises: ConfigError when picture, sound or output is missing, or the output is no .mp4 or one of them.
     """
     said = {name: value for name, value in values.items() if OPTIONS[name].scope == JOB and value is not None}
-    missing = [f"--{name}" for name in ("image", "audio", "output") if name not in said]
+    has_voices = any(speaker.audio is not None for speaker in said.get("speaker", ()))
+    needed = ("image", "output") if has_voices else ("image", "audio", "output")
+    missing = [f"--{name}" for name in needed if name not in said]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} must be given")
-    for name in ("image", "audio", "pose-video", "storyboard"):
-        if name in said and said[name].resolve() == said["output"].resolve():
+    read = [(name, said.get(name)) for name in ("image", "audio", "pose-video", "storyboard", "who-speaks")]
+    read += [("speaker's audio", speaker.audio) for speaker in said.get("speaker", ())]
+    for name, path in read:
+        if path is not None and path.resolve() == said["output"].resolve():
             raise ConfigError(f"output {said['output']} would overwrite the {name} that it is made from")
     if said["output"].suffix.lower() != ".mp4":
         raise ConfigError(f"output must be named .mp4, got {said['output']}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .geometry import VideoSize
+from .speakers import Speaker, parse_speaker
 
 AREAS = {"480p": 832 * 480, "720p": 1280 * 720}   # pixels of a video
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -99,6 +100,17 @@ def _lora(name: str, value: object) -> tuple[Path, float]:
     return file(name, head), number(f"the strength after the colon of {name} {value}", tail)
 
 
+def speakers(name: str, value: object) -> tuple[Speaker, ...]:
+    """One speaker or a list of them."""
+    try:
+        return tuple(parse_speaker(item) for item in (value if isinstance(value, list | tuple) else [value]))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+REPEATED = (loras, speakers)   # options that may be given more than once
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
     name: str             # as on the command line, without its dashes
@@ -125,7 +137,14 @@ OPTIONS: dict[str, Option] = {
         Option(name="image", group=WHAT, metavar="FILE", parse=file,
                help="picture of who talks or sings (PNG, JPEG, WebP, ...)"),
         Option(name="audio", group=WHAT, metavar="FILE", parse=file,
-               help="what is heard: any sound file, or a video with sound"),
+               help="what is heard: any sound file, or a video with sound (default: the speakers' voices together)"),
+        Option(name="speaker", group=WHAT, metavar="audio=FILE,region=L:T:R:B", parse=speakers, field="speakers",
+               help="somebody in the picture with a voice and a place: left, top, right, bottom in pixels or fractions "
+                    "of the picture, or a picture that is white there; start= and end= in seconds, name=; "
+                    "may be given more than once (default: everybody in the picture speaks)"),
+        Option(name="who-speaks", group=WHAT, metavar="FILE", parse=file,
+               help="shares --audio out to speakers without a voice of their own: lines of start,end,name (as "
+                    "0,4.5,anna), or subtitles that begin with the name"),
         Option(name="prompt", group=WHAT, metavar="TEXT", parse=text,
                help='what is seen, in words: "a man talks to the camera" (default: nothing)'),
         Option(name="negative-prompt", group=WHAT, metavar="TEXT", parse=text,
@@ -153,6 +172,14 @@ OPTIONS: dict[str, Option] = {
         Option(name="guidance", group=SAMPLING, metavar="X", parse=number, field="guidance_scale",
                help="how strictly prompt and sound are followed; 1 switches it off and halves the work "
                     "(default: the model's)"),
+        Option(name="sync-strength", group=SAMPLING, metavar="X", parse=number,
+               help="how strictly lips follow the sound: 1.5 is more than the prompt, 0.5 less; other than 1 it takes "
+                    "half as long again (default: 1, as trained)"),
+        Option(name="audio-guidance", group=SAMPLING, metavar="X", parse=number, field="audio_guidance_scale",
+               help="the same as a number of its own: guidance of the sound, --guidance is then the prompt's "
+                    "(default: --guidance times --sync-strength)"),
+        Option(name="apg", group=SAMPLING, parse=flag,
+               help="guidance that does not oversaturate: for high --guidance (default: off)"),
         Option(name="shift", group=SAMPLING, metavar="X", parse=number,
                help="above 1, more steps at high noise, where large frames are decided (default: the model's)"),
         Option(name="solver", group=SAMPLING, metavar="NAME", parse=text,
@@ -231,5 +258,5 @@ def _resolve(value: object, folder: Path) -> object:
     if isinstance(value, Path):
         return folder / value
     if isinstance(value, tuple):
-        return tuple((folder / path, strength) for path, strength in value)
+        return tuple(item.under(folder) if isinstance(item, Speaker) else (folder / item[0], item[1]) for item in value)
     return value

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .cast import Cast, open_cast
 from .components import Components
 from .conditioning.audio import SoundFeatures, num_video_frames
 from .conditioning.image import fit_picture
@@ -90,7 +91,7 @@ class JobPlan:
         lines = [
             f"video   {self.size}, {self.num_frames} frames at {self.fps:g} fps, {self.num_frames / self.fps:.2f} s",
             f"clips   {len(self.clips)}{done}",
-            f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {s.guidance_scale:g}",
+            f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {_guidance(s)}",
             f"memory  {self.estimate}",
             *(f"scene   {scene}" for scene in self.scenes),
             *(f"note    {remark}" for remark in self.remarks),
@@ -113,6 +114,7 @@ class _Job:
 
     request: Request
     picture: Image.Image
+    cast: Cast
     sound: Sound
     pose: PoseVideo | None
     scripts: tuple[Script, ...]              # one per clip
@@ -220,8 +222,8 @@ class WanS2VPipeline:
     def __call__(
         self,
         *,
-        audio_path: str | Path,
         image_path: str | Path,
+        audio_path: str | Path | None = None,
         prompt: str = "",
         negative_prompt: str | None = None,
         num_frames: int | None = None,
@@ -236,6 +238,7 @@ class WanS2VPipeline:
         """Generate now, save later: `pipe(audio_path=..., image_path=..., prompt=...).save("out.mp4")`.
 
         Args:
+            audio_path: None: `speakers` have voices of their own.
             num_frames: None: the whole sound.
             height, width: pixels, both or neither; None: the picture's shape at the model's area.
             generator: its initial seed is the video's seed; None: 0.
@@ -245,7 +248,7 @@ class WanS2VPipeline:
             raise ConfigError(f"give both height and width or neither; got height {height}, width {width}")
         request = Request(
             image=Path(image_path),
-            audio=Path(audio_path),
+            audio=None if audio_path is None else Path(audio_path),
             prompt=prompt,
             negative_prompt=negative_prompt,
             num_frames=num_frames,
@@ -269,8 +272,9 @@ class WanS2VPipeline:
             if request.output is not None:
                 require_writable(request.output)
             picture = read_picture(request.image)
-            sound = stack.enter_context(open_sound(request.audio))
             size = request.size or fit_size(*picture.size, request.max_area or self.components.config.default_area)
+            cast = stack.enter_context(open_cast(request, picture, size))
+            sound = stack.enter_context(open_sound(cast.heard))
             pose = None
             if request.pose_video is not None:
                 pose = _open_pose(request.pose_video, size, request.fps)
@@ -279,8 +283,8 @@ class WanS2VPipeline:
             plan = self._plan(request, size, sound, pose, scenes)
             clips, scripts = direct(plan.clips, plan.scenes)
             job = _Job(
-                request=request, picture=picture, sound=sound, pose=pose, scripts=scripts, pictures=pictures,
-                plan=replace(plan, clips=clips),
+                request=request, picture=picture, cast=cast, sound=sound, pose=pose, scripts=scripts, pictures=pictures,
+                plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks)),
             )  # fmt: skip
             finished = Take.count_finished(plan.take, _made_from(job))
             yield replace(job, plan=replace(job.plan, finished_clips=finished))
@@ -344,6 +348,9 @@ class WanS2VPipeline:
             for prompt, script in zip(prompts, job.scripts, strict=True)
         )
         first = directions[0]
+        hidden_states = self.components.hidden_states
+        track = SoundFeatures(job.sound, hidden_states, fps=request.fps)
+        audio, speakers = job.cast.features(track, hidden_states, request.fps)
         return Conditioning(
             size=size,
             prompt_embeds=first.prompt_embeds,
@@ -351,18 +358,20 @@ class WanS2VPipeline:
             reference_frames=pictures[job.scripts[0].image],
             reference_latent=first.reference_latent,
             directions=directions,
-            audio=SoundFeatures(job.sound, self.components.hidden_states, fps=request.fps),
+            audio=audio,
+            speakers=speakers,
             pose=job.pose,
         )
 
     def _join(self, take: Take, job: _Job, output: Path) -> None:
         plan = job.plan
-        join_segments(take.segments, output, audio=job.request.audio, fps=plan.fps, num_frames=plan.num_frames)
+        join_segments(take.segments, output, audio=job.cast.heard, fps=plan.fps, num_frames=plan.num_frames)
 
     def _fingerprint(self, job: _Job) -> dict[str, object]:
         """Everything that changes a pixel of every clip: a take is continued only by a job that is alike in it."""
         request, plan = job.request, job.plan
         return {
+            "speakers": job.cast.fingerprint(),
             "pose_video": None if request.pose_video is None else _sha256(request.pose_video),
             "negative_prompt": request.negative_prompt,
             "size": str(plan.size),
@@ -391,6 +400,11 @@ class PipelineResult:
         except OSError as error:
             raise OutputError(f"cannot write {target}: {error.strerror}") from error
         return target
+
+
+def _guidance(settings: SamplerSettings) -> str:
+    text, audio = settings.scales()
+    return f"{text:g}" if text == audio else f"{text:g}, of the sound {audio:g}"
 
 
 def _open_pose(path: Path, size: VideoSize, fps: float) -> PoseVideo:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .geometry import VideoSize
+from .speakers import Speaker, check_speakers
 from .types import CONTINUITIES, SOLVERS, ClipSettings, SamplerSettings
 
 
@@ -18,7 +19,10 @@ class Request:
     """One job. None means: what the model ships with, or what the media suggest."""
 
     image: Path                          # the reference picture
-    audio: Path                          # any sound or video file that has sound
+    audio: Path | None = None            # what is heard: any sound or video file that has sound;
+                                         # None: the speakers' own voices together
+    speakers: tuple[Speaker, ...] = ()   # who speaks, and where; none: everybody in the picture hears `audio`
+    who_speaks: Path | None = None       # a file that shares `audio` out to speakers: `speakers.py` says how
     prompt: str = ""
     negative_prompt: str | None = None   # None: the model's own
     output: Path | None = None           # the mp4; None: the caller takes the frames
@@ -29,6 +33,9 @@ class Request:
     steps: int | None = None
     shift: float | None = None
     guidance_scale: float | None = None
+    audio_guidance_scale: float | None = None   # of the sound alone; None: `guidance_scale` times `sync_strength`
+    sync_strength: float = 1.0
+    apg: bool = False
     solver: str = "unipc"
     seed: int = 0                        # clip r draws its noise from seed + r
     clip_frames: int = 80                # new frames per clip, a multiple of 4
@@ -47,6 +54,7 @@ class Request:
             raise ConfigError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
         if self.continuity not in CONTINUITIES:
             raise ConfigError(f"continuity must be one of {', '.join(CONTINUITIES)}; got {self.continuity!r}")
+        check_speakers(self.speakers, self.audio, self.who_speaks)
         self.clip_settings()
         self.sampler_settings(steps=1, shift=1.0, guidance_scale=1.0)
 
@@ -59,5 +67,8 @@ class Request:
             steps=steps if self.steps is None else self.steps,
             shift=shift if self.shift is None else self.shift,
             guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            audio_guidance_scale=self.audio_guidance_scale,
+            sync_strength=self.sync_strength,
+            apg=self.apg,
             solver=self.solver,
         )

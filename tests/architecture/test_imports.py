@@ -14,7 +14,8 @@ DOORS: dict[str, set[str]] = {
     "geometry": set(),
     "config": set(),
     "types": set(),
-    "request": {"types"},
+    "speakers": set(),
+    "request": {"types", "speakers"},
     "placement": set(),
     "ops": set(),
     "models": {"ops"},
@@ -28,8 +29,9 @@ DOORS: dict[str, set[str]] = {
     "components": {
         "types", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser", "video", "media",
     },
+    "cast": {"types", "request", "speakers", "conditioning", "media"},
     "pipeline": {
-        "types", "request", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser",
+        "types", "request", "cast", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser",
         "video", "media", "parallel", "components",
     },
     "training": {
@@ -39,7 +41,7 @@ DOORS: dict[str, set[str]] = {
     "dub": {
         "types", "options", "models.vae", "conditioning", "video", "media", "placement", "components", "pipeline",
     },
-    "options": set(),
+    "options": {"speakers"},
     "jobs": {"options", "request"},
     "progress": set(),
     "cli": {

@@ -74,7 +74,8 @@ def test_every_option_may_stand_in_the_yaml_file(pipeline, capsys, tmp_path):
         "pose-video": "p.mp4", "start-from-image": True, "size": "480p", "fps": 25, "frames": 9, "seed": 1, "steps": 2,
         "guidance": 1, "shift": 3, "solver": "euler", "continuity": "carry", "model": "m", "lora": "l.gguf:1",
         "dtype": "bf16", "device": "cpu", "attention": "sdpa", "offload": "none", "take": "t", "dry-run": True,
-        "quiet": True, "debug": False, "storyboard": "s.txt",
+        "quiet": True, "debug": False, "storyboard": "s.txt", "speaker": ["region=0:0:1:1,name=anna"],
+        "who-speaks": "who.csv", "audio-guidance": 2, "sync-strength": 1, "apg": True,
     }  # fmt: skip
     batch = batch_of(tmp_path, {"size": None})
     settings = write(tmp_path / "settings.yaml", json.dumps({**values, "batch": batch.name}))   # JSON is YAML too

@@ -1,0 +1,223 @@
+"""The speakers of a job, opened: where each is in the video, what each says in it, and what is heard of them.
+
+Knows files of sound and masks, and the video's size; not clips, takes, or how a video is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .conditioning.audio import Encode, SilentFeatures, SoundFeatures, SoundSource, num_video_frames
+from .conditioning.driving import Excerpt, exact
+from .conditioning.speakers import (
+    SpokenFeatures,
+    Utterance,
+    box_cells,
+    drawn_region,
+    frame_at,
+    place_boxes,
+    soft_mask,
+)
+from .config import FEATURE_WINDOW, SAMPLE_RATE
+from .errors import ConfigError
+from .geometry import VideoSize
+from .media.audio_io import Sound, open_sound
+from .media.image_io import read_picture
+from .media.mix import PlacedSound, mix_sounds
+from .request import Request
+from .speakers import Box, Speaker, Turn, read_turns
+from .types import AudioFeatures, SpeakerTrack
+
+SAME_SHAPE = 0.02   # by which a mask's shape may differ from the picture's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Voice:
+    """A speaker's own sound on the video's clock."""
+
+    speaker: Speaker
+    sound: Sound
+    start: Fraction      # seconds into the video
+    duration: Fraction   # of what is heard of it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Person:
+    """Somebody in a region: all that is said there is said by one person."""
+
+    name: str
+    mask: Tensor                # [h, w]
+    voices: tuple[Voice, ...]
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cast:
+    """Who speaks in a job; without people, everybody in the picture hears its sound."""
+
+    people: tuple[Person, ...]
+    heard: Path   # the file with all that is heard
+
+    def features(
+        self, track: AudioFeatures, encode: Encode, fps: float
+    ) -> tuple[AudioFeatures, tuple[SpeakerTrack, ...]]:
+        """What is heard outside everybody's region, and what each person says.
+
+        Args:
+            track: features of the job's sound, which turns share out.
+            encode: sound to hidden states.
+        """
+        if not self.people:
+            return track, ()
+        silence = SilentFeatures(encode)
+        tracks = []
+        for person in self.people:
+            said = [_utterance(voice, encode, fps) for voice in person.voices]
+            said += [_turn(turn, track, fps) for turn in person.turns]
+            tracks.append(SpeakerTrack(audio=SpokenFeatures(silence, said), mask=person.mask))
+        return silence, tuple(tracks)
+
+    def fingerprint(self) -> list[object]:
+        """Changes when anybody's place, words or times do."""
+        return [
+            {
+                "mask": hashlib.sha256(person.mask.numpy().tobytes()).hexdigest(),
+                "voices": [[_digest(v.sound), str(v.start), str(v.duration)] for v in person.voices],
+                "turns": [[turn.start, turn.end] for turn in person.turns],
+            }
+            for person in self.people
+        ]
+
+    def remarks(self) -> tuple[str, ...]:
+        """A line about each person, for the plan."""
+        return tuple(f"{p.name}: {_said(p)}, in {float(100 * p.mask.mean()):.0f} % of the picture" for p in self.people)
+
+
+@contextmanager
+def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterator[Cast]:
+    """The speakers of a request with their sounds open; several voices without a sound of the request's are mixed.
+
+    Raises: MediaError about a sound or a mask; ConfigError about a region, or a file of turns.
+    """
+    with ExitStack() as stack:
+        voices = [
+            _voice(speaker, stack.enter_context(open_sound(speaker.audio)))
+            for speaker in request.speakers
+            if speaker.audio is not None
+        ]
+        names = [speaker.name or str(number) for number, speaker in enumerate(request.speakers, 1)]
+        turns = () if request.who_speaks is None else read_turns(request.who_speaks, names)
+        people = []
+        for region in dict.fromkeys(speaker.region for speaker in request.speakers):
+            called = [name for name, speaker in zip(names, request.speakers, strict=True) if speaker.region == region]
+            people.append(
+                Person(
+                    name=f"speaker {', '.join(called)}",
+                    mask=_mask(region, picture, size),
+                    voices=tuple(voice for voice in voices if voice.speaker.region == region),
+                    turns=tuple(turn for turn in turns if turn.speaker in called),
+                )
+            )
+        yield Cast(people=tuple(people), heard=request.audio or _heard(voices, stack))
+
+
+def _voice(speaker: Speaker, sound: Sound) -> Voice:
+    start = exact(speaker.start)
+    duration = sound.duration if speaker.end is None else min(sound.duration, exact(speaker.end) - start)
+    if duration < Fraction(FEATURE_WINDOW, SAMPLE_RATE):
+        raise ConfigError(f"of {speaker.audio} nothing is left between {speaker.start:g} s and {speaker.end:g} s")
+    return Voice(speaker=speaker, sound=sound, start=start, duration=duration)
+
+
+def _heard(voices: list[Voice], stack: ExitStack) -> Path:
+    """One voice that is heard whole is its own file."""
+    if len(voices) == 1 and not voices[0].start and voices[0].duration == voices[0].sound.duration:
+        return voices[0].speaker.audio
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2v-speakers-")))
+    mix_sounds(
+        [PlacedSound(path=voice.speaker.audio, start=voice.start, duration=voice.duration) for voice in voices],
+        folder / "speakers.wav",
+    )
+    return folder / "speakers.wav"
+
+
+def _mask(region: Box | Path, picture: Image.Image, size: VideoSize) -> Tensor:
+    """[h, w] of a region of the reference picture."""
+    if isinstance(region, Path):
+        drawn = read_picture(region)
+        if abs(drawn.width * picture.height / (drawn.height * picture.width) - 1) > SAME_SHAPE:
+            raise ConfigError(
+                f"the mask {region} is {drawn.width}x{drawn.height} and the picture {picture.width}x{picture.height}: "
+                "draw it on a copy of the picture"
+            )
+        pixels = drawn_region(drawn, size)
+    else:
+        box = torch.from_numpy(place_boxes(_pixels(region, picture), picture.size, size))
+        pixels = box_cells(box, width=size.width, height=size.height)
+    mask = soft_mask(pixels)
+    if not bool(mask.any()):
+        raise ConfigError(f"the region {_written(region)} is nowhere in the video, which shows {size} of the picture")
+    return mask
+
+
+def _pixels(box: Box, picture: Image.Image) -> list[float]:
+    """A box in pixels of the picture; where no side is above 1, the sides are fractions of it."""
+    if max(box) <= 1:
+        return [side * whole for side, whole in zip(box, picture.size * 2, strict=True)]
+    if box[2] > picture.width or box[3] > picture.height:
+        raise ConfigError(
+            f"the region {_written(box)} reaches beyond the picture, which is {picture.width}x{picture.height} pixels"
+        )
+    return list(box)
+
+
+def _written(region: Box | Path) -> str:
+    return str(region) if isinstance(region, Path) else ":".join(f"{side:g}" for side in region)
+
+
+def _utterance(voice: Voice, encode: Encode, fps: float) -> Utterance:
+    """A voice that begins within a frame is moved by the rest of the frame, to the sample."""
+    rate = Fraction(fps).limit_denominator(1_000_000)
+    first = math.floor(voice.start * rate)
+    rest = voice.start - first / rate
+    sound: SoundSource = voice.sound
+    if rest or voice.duration != voice.sound.duration:
+        sound = Excerpt(voice.sound, start=-rest, duration=rest + voice.duration)
+    return Utterance(
+        audio=SoundFeatures(sound, encode, fps=fps),
+        first_frame=first,
+        start_frame=first,
+        stop_frame=first + num_video_frames(sound, fps),
+    )
+
+
+def _turn(turn: Turn, track: AudioFeatures, fps: float) -> Utterance:
+    start, stop = frame_at(turn.start, fps), frame_at(turn.end, fps)
+    return Utterance(audio=track, first_frame=0, start_frame=start, stop_frame=stop)
+
+
+def _digest(sound: Sound) -> str:
+    digest, step = hashlib.sha256(), 60 * SAMPLE_RATE
+    for start in range(0, sound.num_samples, step):
+        digest.update(sound.read(start, min(start + step, sound.num_samples)).tobytes())
+    return digest.hexdigest()
+
+
+def _said(person: Person) -> str:
+    spans = [(float(v.start), float(v.start + v.duration), v.speaker.audio.name) for v in person.voices]
+    spans += [(turn.start, turn.end, "") for turn in person.turns]
+    if not spans:
+        return "says nothing"
+    shown = ", ".join(f"{name} {start:.2f} to {end:.2f} s".strip() for start, end, name in spans[:3])
+    return shown + (f" and {len(spans) - 3} more" if len(spans) > 3 else "")

@@ -1,0 +1,205 @@
+"""A job's speakers: their regions on the video, what each says frame by frame, and what is heard."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from s2v_core.cast import open_cast
+from s2v_core.conditioning.audio import SilentFeatures, SoundFeatures
+from s2v_core.conditioning.driving import Excerpt
+from s2v_core.conditioning.speakers import SpokenFeatures, Utterance
+from s2v_core.errors import ConfigError, MediaError
+from s2v_core.geometry import VideoSize
+from s2v_core.media.audio_io import open_sound
+from s2v_core.request import Request
+from s2v_core.speakers import parse_speaker
+from s2v_core.types import ClipPlan
+from s2v_core.video.generate import speaker_inputs
+
+from ..cli.media import picture, tone
+
+FPS = 16.0
+SIZE = VideoSize(width=128, height=64)
+
+
+def encode(waveform: torch.Tensor) -> torch.Tensor:
+    """[1, S] -> [2, T, 3] hidden states that tell loudness and place, as a sound encoder would."""
+    windows = waveform.unfold(1, 400, 320)[0]                                        # [T, 400]
+    states = torch.stack([windows.abs().mean(1), windows.square().mean(1), windows[:, 0]], -1)
+    return torch.stack([states, 1 + 2 * states])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    picture(tmp_path / "face.png", 128, 64)
+    tone(tmp_path / "a.wav", seconds=2)
+    tone(tmp_path / "b.wav", seconds=1, rate=24_000)
+    return tmp_path
+
+
+def request(folder, *speakers, **changes) -> Request:
+    said = tuple(parse_speaker(speaker).under(folder) for speaker in speakers)
+    return Request(image=folder / "face.png", speakers=said, **changes)
+
+
+def opened(folder, *speakers, size=SIZE, **changes):
+    asked = request(folder, *speakers, **changes)
+    return open_cast(asked, Image.open(asked.image), size)
+
+
+def masks(folder, *regions, size=SIZE):
+    with opened(folder, *(f"audio=a.wav,region={region}" for region in regions), size=size) as cast:
+        return [person.mask for person in cast.people]
+
+
+def features(folder, cast, track="a.wav"):
+    track = SoundFeatures(open_sound(folder / track), encode, fps=FPS)
+    return track, *cast.features(track, encode, FPS)
+
+
+def test_a_region_is_in_pixels_or_fractions_of_the_picture_or_drawn(folder):
+    drawn = np.zeros((64, 128, 3), np.uint8)
+    drawn[:, :64] = 255
+    Image.fromarray(drawn).save(folder / "left.png")
+    left, fractions, painted = masks(folder, "0:0:64:64", "0:0:0.5:1", "left.png")
+    assert left.shape == (8, 16) and torch.equal(left, fractions)
+    torch.testing.assert_close(left, painted)
+    assert left[:, :7].min() == 1 and left[:, 9:].max() == 0
+
+
+def test_neighbouring_regions_share_a_soft_edge_and_come_to_one(folder):
+    left, right = masks(folder, "0:0:60:64", "60:0:128:64")
+    assert 0 < left[0, 7] < 1
+    torch.testing.assert_close(left + right, torch.ones(8, 16))
+
+
+def test_a_region_is_cropped_as_the_picture_is(folder):
+    (left,) = masks(folder, "0:0:0.5:1", size=VideoSize(width=64, height=64))
+    assert left[:, :3].min() == 1 and left[:, 5:].max() == 0, "the middle of the picture is the middle of the video"
+    with pytest.raises(ConfigError, match="region 0:0:0.1:1 is nowhere in the video"):
+        masks(folder, "0:0:0.1:1", size=VideoSize(width=64, height=64))
+
+
+def test_regions_that_do_not_fit_the_picture_are_refused(folder):
+    with pytest.raises(ConfigError, match="0:0:129:64 reaches beyond the picture, which is 128x64 pixels"):
+        masks(folder, "0:0:129:64")
+    picture(folder / "square.png", 64, 64)
+    with pytest.raises(ConfigError, match="square.png is 64x64 and the picture 128x64"):
+        masks(folder, "square.png")
+    with pytest.raises(MediaError, match="no picture .*none.png"):
+        masks(folder, "none.png")
+
+
+def test_each_speaker_says_its_own_sound_and_silence_is_outside(folder):
+    with opened(folder, "audio=a.wav,region=0:0:0.5:1", "audio=b.wav,region=0.5:0:1:1") as cast:
+        _, outside, (left, right) = features(folder, cast)
+        silence = SilentFeatures(encode).window(0, 40)
+        assert torch.equal(outside.window(0, 40), silence)
+        for speaker, name in ((left, "a.wav"), (right, "b.wav")):
+            alone = SoundFeatures(open_sound(folder / name), encode, fps=FPS)
+            assert torch.equal(speaker.audio.window(-3, 40), alone.window(-3, 40))
+        still = [torch.equal(speaker.audio.window(17, 30), silence[..., :13]) for speaker in (left, right)]
+        assert still == [False, True], "a second of sound ends with frame 15"
+
+
+def test_a_voice_begins_at_its_time_to_the_sample_and_is_cut_at_its_end(folder):
+    with opened(folder, "audio=a.wav,region=0:0:1:1,start=1.03,end=1.9") as cast:
+        _, _, (speaker,) = features(folder, cast)
+        rest = Fraction(103, 100) - Fraction(16, 16)   # from frame 16 on
+        moved = Excerpt(open_sound(folder / "a.wav"), start=-rest, duration=rest + Fraction(87, 100))
+        expected = SoundFeatures(moved, encode, fps=FPS)
+        assert torch.equal(speaker.audio.window(16, 31), expected.window(0, 15))
+        silence = SilentFeatures(encode)
+        assert torch.equal(speaker.audio.window(0, 16), silence.window(0, 16))
+        assert torch.equal(speaker.audio.window(31, 40), silence.window(0, 9))
+        assert open_sound(cast.heard).duration == Fraction(19, 10)
+
+
+def test_one_sound_is_shared_out_by_who_speaks_when(folder):
+    (folder / "who.csv").write_text("0,0.5,anna\n0.5,1.25,ben\n")
+    people = ("region=0:0:0.4:1,name=anna", "region=0.6:0:1:1,name=ben")
+    with opened(folder, *people, audio=folder / "a.wav", who_speaks=folder / "who.csv") as cast:
+        track, _, (anna, ben) = features(folder, cast)
+        heard, silence = track.window(0, 24), SilentFeatures(encode).window(0, 24)
+        for speaker, start, stop in ((anna, 0, 8), (ben, 8, 20)):
+            said = speaker.audio.window(0, 24)
+            assert torch.equal(said[..., start:stop], heard[..., start:stop])
+            rest = [k for k in range(24) if not start <= k < stop]
+            assert torch.equal(said[..., rest], silence[..., rest])
+        assert cast.heard == folder / "a.wav"
+        assert cast.remarks() == (
+            "speaker anna: 0.00 to 0.50 s, in 40 % of the picture",
+            "speaker ben: 0.50 to 1.25 s, in 40 % of the picture",
+        )
+
+
+def test_several_voices_in_one_region_are_one_person_who_says_them_all(folder):
+    region = "region=0:0:0.5:1"
+    with opened(folder, f"audio=b.wav,{region}", f"audio=a.wav,{region},start=1.5") as cast:
+        _, _, (person,) = features(folder, cast)
+        a, b = (SoundFeatures(open_sound(folder / f"{name}.wav"), encode, fps=FPS) for name in "ab")
+        said = person.audio.window(0, 56)
+        assert torch.equal(said[..., :16], b.window(0, 16)) and torch.equal(said[..., 24:], a.window(0, 32))
+        assert torch.equal(said[..., 16:24], SilentFeatures(encode).window(0, 8))
+        assert open_sound(cast.heard).duration == Fraction(7, 2)
+
+
+def test_one_speaker_everywhere_hears_what_everybody_would_without_speakers(folder):
+    with opened(folder, "audio=a.wav,region=0:0:1:1") as cast:
+        track, _, speakers = features(folder, cast)
+        given = speaker_inputs(ClipPlan(index=0, start_frame=-3, stop_frame=37, seed=0, uses_motion=False), speakers)
+        assert torch.equal(given["speaker_features"][:, 0], track.window(-3, 37))
+        assert given["speaker_masks"].shape == (1, 1, 10, 8, 16) and given["speaker_masks"].min() == 1
+        assert cast.heard == folder / "a.wav", "no mix where nothing is mixed"
+    with opened(folder, audio=folder / "a.wav") as nobody:
+        track, outside, speakers = features(folder, nobody)
+        assert outside is track and speakers == ()
+
+
+def test_the_fingerprint_changes_with_place_voice_and_times(folder):
+    one = "audio=a.wav,region=0:0:0.5:1"
+    others = ("audio=a.wav,region=0:0:0.6:1", "audio=b.wav,region=0:0:0.5:1", f"{one},start=0.1", f"{one},end=1.9")
+
+    def fingerprint(*speakers):
+        with opened(folder, *speakers) as cast:
+            return str(cast.fingerprint())
+
+    assert fingerprint(one) == fingerprint(one + ",name=anna")
+    assert len({fingerprint(one), *map(fingerprint, others), fingerprint(one, others[1])}) == 6
+
+
+def test_later_words_replace_earlier_ones_only_while_they_last():
+    class Constant:
+        def __init__(self, value):
+            self.value = value
+
+        def window(self, start, stop):
+            return torch.full((1, 1, 1, stop - start), float(self.value))
+
+    def utterance(value, start, stop):
+        return Utterance(audio=Constant(value), first_frame=0, start_frame=start, stop_frame=stop)
+
+    said = [utterance(1, 2, 6), utterance(2, 4, 5)]
+    assert SpokenFeatures(Constant(0), said).window(1, 8).flatten().tolist() == [0, 1, 1, 2, 1, 0, 0]
+
+
+def test_what_is_heard_and_by_whom_must_be_clear(folder):
+    voice, place = "audio=a.wav,region=0:0:1:1", "region=0:0:1:1"
+    track, who = folder / "a.wav", folder / "who.csv"
+    for speakers, changes, message in (
+        ((), {}, "needs a sound"),
+        ((place,), {"audio": track}, "speaker 1 has no audio of its own"),
+        ((voice,), {"audio": track, "who_speaks": who}, "leave out theirs"),
+        ((), {"audio": track, "who_speaks": who}, "give each of them with its region"),
+        ((place,), {"who_speaks": who}, "give that sound as audio"),
+        ((place + ",name=a", place + ",name=a"), {"audio": track, "who_speaks": who}, "two speakers are called a"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            request(folder, *speakers, **changes)
+    with pytest.raises(ConfigError, match="nothing is left between 0 s and 0.01 s"):
+        opened(folder, voice + ",end=0.01").__enter__()
