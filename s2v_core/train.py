@@ -29,6 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         logging.getLogger(__name__).error("%s", error)
         return 130 if isinstance(error, Interrupted) else 1 if isinstance(error, OutputError) else 2
+    except Exception as error:
+        if arguments.debug:
+            raise
+        first_line = next(iter(str(error).splitlines()), "")
+        logging.getLogger(__name__).error("%s: %s; run again with --debug for more", type(error).__name__, first_line)
+        return 1
 
 
 if __name__ == "__main__":

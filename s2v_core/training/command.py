@@ -22,6 +22,7 @@ from ..placement import choose_device, free_memory
 from .config import PrecomputeConfig, TrainConfig, read_train_config
 from .encoders import ModelEncoders
 from .estimate import GB, TrainingEstimate, estimate_training, sample_layout
+from .faults import in_words
 from .footage import find_footage
 from .precompute import PrecomputeReport
 from .precompute import precompute as write_windows
@@ -36,6 +37,7 @@ BAR_WIDTH = 20
 REPORT_EVERY = 30.0   # seconds between lines where there is no terminal
 
 
+@in_words()
 def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) -> int:
     """Run, resume, export or estimate a training run, or several that follow each other.
 
@@ -111,6 +113,7 @@ def _write(settings: PrecomputeConfig, device: torch.device) -> PrecomputeReport
     return write_windows(find_footage(settings), encoders, settings)
 
 
+@in_words()
 def precompute(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) -> int:
     """Write a run's windows.
 
