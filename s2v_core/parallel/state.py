@@ -60,14 +60,20 @@ def optimizer_state(state: Mapping[str, Any], parameters: Sequence[Tensor]) -> d
         number: {name: _like(value, parameters[number]) for name, value in values.items()}
         for number, values in state["state"].items()
     }
-    return {**state, "state": moments}
+    groups = [{name: _whole(value) for name, value in group.items()} for group in state["param_groups"]]
+    return {**state, "state": moments, "param_groups": groups}
+
+
+def _whole(value: object) -> object:
+    """A tensor that is alike everywhere, such as a learning rate."""
+    return value.tensors[0].clone() if isinstance(value, Pieces) else value
 
 
 def _like(value: object, parameter: Tensor) -> object:
     if not isinstance(value, Pieces):
         return value
     rows = value.part_of(parameter)
-    return rows if rows.ndim == 0 else as_shard(rows.to(own_rows(parameter).device), parameter)
+    return rows if rows.ndim == 0 else as_shard(rows.to(own_rows(parameter).device, copy=True), parameter)
 
 
 def _mapped(change: Callable[[Tensor], Tensor], state: object) -> object:
