@@ -5,7 +5,8 @@ Knows models and sampling, which do not know each other; not where clips come fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,27 +54,39 @@ class TransformerDenoiser:
     def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
         """[1, 16, T, h, w] noise -> denoised latents, float32, on the denoiser's device."""
         guidance = plan_guidance(*self.settings.scales(inputs.guidance_scale))
-        clips = [self._prepare(inputs, branch, noise.shape[2]) for branch in guidance.branches]
+        clips = self._prepare(inputs, guidance.branches, noise.shape[2])
         velocity, step = self._following(clips, guidance, inputs.pose_steps), SOLVER_STEPS[self.settings.solver]
         source = None if inputs.source is None else inputs.source.to(self.device)
         return denoise(velocity, noise.to(self.device), self.schedule, step, on_step, source)
 
-    def _prepare(self, inputs: ClipInputs, branch: Branch, num_latents: int) -> ClipContext:
+    def _prepare(self, inputs: ClipInputs, branches: Sequence[Branch], num_latents: int) -> list[ClipContext]:
+        """A clip for every branch; they differ in prompt and sound alone."""
+
         def here(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(self.device)
 
-        features = inputs.audio_features if branch.sound else torch.zeros_like(inputs.audio_features)
-        return self.model.prepare_clip(
-            prompt=self._prompt(inputs.prompt_embeds if branch.prompt else inputs.negative_prompt_embeds),
+        heard = [self._heard(inputs, branch) for branch in branches]
+        first = self.model.prepare_clip(
             num_latents=num_latents,
             reference_latent=here(inputs.reference_latent),
-            audio_features=here(features),
-            speaker_features=here(inputs.speaker_features if branch.sound else None),
-            speaker_masks=here(inputs.speaker_masks),
             motion_latents=here(inputs.motion_latents),
             pose_latents=here(inputs.pose_latents),
-            audio_prefix_frames=self.audio_prefix_frames,
+            **heard[0],
         )
+        return [first, *(self.model.with_other(first, **other) for other in heard[1:])]
+
+    def _heard(self, inputs: ClipInputs, branch: Branch) -> dict[str, Any]:
+        """Prompt and sound of a branch, as `prepare_clip` takes them."""
+        features = inputs.audio_features if branch.sound else torch.zeros_like(inputs.audio_features)
+        speakers = inputs.speaker_features if branch.sound else None
+        masks = inputs.speaker_masks
+        return {
+            "prompt": self._prompt(inputs.prompt_embeds if branch.prompt else inputs.negative_prompt_embeds),
+            "audio_features": features.to(self.device),
+            "speaker_features": None if speakers is None else speakers.to(self.device),
+            "speaker_masks": None if masks is None else masks.to(self.device),
+            "audio_prefix_frames": self.audio_prefix_frames,
+        }
 
     def _prompt(self, prompt_embeds: Tensor) -> PromptContext:
         """Prepared once per prompt: the two of a video are kept."""
@@ -92,7 +105,7 @@ class TransformerDenoiser:
         posed = self._velocity(clips, guidance, combine)
         if pose_steps is None or pose_steps >= self.settings.steps:
             return posed
-        free = self._velocity([self.model.without_pose(clip) for clip in clips], guidance, combine)
+        free = self._velocity(self.model.without_pose(clips), guidance, combine)
         last = float(self.schedule.timesteps[pose_steps - 1])
         return lambda latents, timestep: (posed if timestep >= last else free)(latents, timestep)
 
@@ -105,10 +118,9 @@ class TransformerDenoiser:
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             if joined is None:
-                found = [self.model(latents, times[timestep], clip) for clip in clips]
+                found = list(self.model.branches(latents, times[timestep], clips))
             else:
-                together = self.model(latents.expand(len(clips), -1, -1, -1, -1), times[timestep], joined)
-                found = list(together.split(1))
+                found = list(self.model(latents, times[timestep], joined).split(1))
             return combine(found, guidance.scales)
 
         return velocity

@@ -111,7 +111,7 @@ class AudioContext:
     keys: Tensor            # [B*T, A+1, heads, head_dim]
     values: Tensor
     shift: Tensor | None    # [B*T, 1, D]; None without AdaIN
-    scale: Tensor | None
+    scale: Tensor | None    # 1 + scale
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +174,7 @@ class AudioInjector(nn.Module):
             shift = scale = None
             if self.use_adain:
                 shift, scale = self.injector_adain_layers[i](style.flatten(0, 1).to(dtype))
+                scale = 1 + scale.float()
             contexts.append(AudioContext(keys=keys, values=values, shift=shift, scale=scale))
         return tuple(contexts)
 
@@ -203,6 +204,6 @@ class AudioInjector(nn.Module):
         x = rearrange(video, "b (t n) d -> (b t) n d", t=context.keys.shape[0] // B)
         x = F.layer_norm(x, x.shape[-1:], eps=ADAIN_EPS if self.use_adain else 1e-6)
         if self.use_adain:
-            x = torch.addcmul(context.shift, x, 1 + context.scale)
-        x = self.injector[i].attend(x, context.keys, context.values)
+            x = torch.addcmul(context.shift, x, context.scale)
+        x = self.injector[i].attend(x.to(context.keys.dtype), context.keys, context.values)
         return rearrange(x, "(b t) n d -> b (t n) d", b=B)

@@ -19,13 +19,14 @@ from ..errors import ShapeError
 from ..geometry import LatentGrid, TokenLayout
 from ..ops import layers as torch_layers
 from ..ops.attention import AttentionFn, sdpa
-from ..ops.layers import Factory, Layers
+from ..ops.layers import Factory, Layers, wants_new_tensors
 from ..ops.rope import rope_table
 from .audio import AudioContext, AudioInjector, CausalAudioEncoder, SoundContext, sound_shares
-from .dit_blocks import Block, Head, unpatchify
+from .dit_blocks import Block, BlockPart, Head, unpatchify
 from .motion import FramePacker
 from .positions import motion_positions, reference_positions, video_positions
 
+NEUTRAL = (0, 1, 0, 0, 1, 0)   # what is added to the six of a modulation: of these, scales act as 1 + scale
 AUDIO_PREFIX_FRAMES = 73   # copies of a clip's first audio frame before it, as the model was trained
 
 
@@ -41,7 +42,7 @@ class TimeContext:
     """What the blocks and the head need of a timestep."""
 
     head: Tensor         # [B, D] float32
-    modulation: Tensor   # [B, 6, 2, D] float32: for the video tokens, for the rest
+    modulation: Tensor   # [B, 6, 2, D] float32, for the video tokens and for the rest: shift, 1 + scale, gate, twice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +51,20 @@ class ClipContext:
 
     grid: LatentGrid
     layout: TokenLayout
-    rope: tuple[Tensor, Tensor]            # cos, sin [N, 1, head_dim/2]
+    rope: Tensor                           # [N, 1, head_dim/2, 2] float32
     video_offset: Tensor                   # [B or 1, V or 1, D]: the pose, and the mark of a video token
     condition_tokens: Tensor               # [B or 1, N - V, D]: reference and motion tokens
     prompt: PromptContext
     sounds: tuple[SoundContext, ...]       # the shares of several sum to 1 for every video token
     margins: tuple[int, int] = (0, 0)      # video tokens of its first and last latent frame that are on other devices
+
+    def looks_like(self, other: ClipContext) -> bool:
+        """Whether the tokens of both are the same tensors before they meet prompt and sound."""
+        return (
+            self.video_offset is other.video_offset
+            and self.condition_tokens is other.condition_tokens
+            and self.rope is other.rope
+        )
 
     def joined(self, *others: ClipContext) -> ClipContext:
         """This clip and others that differ in prompt and sound alone, as one batch.
@@ -182,7 +191,8 @@ class WanS2VTransformer(nn.Module):
         head = self.time_embedding(sinusoid(both, self.config.freq_dim))
         modulation = self.time_projection(head).unflatten(1, (6, -1))
         rest = modulation[count:].expand(count, -1, -1) if self.config.zero_timestep else modulation
-        return TimeContext(head=head[:count], modulation=torch.stack([modulation[:count], rest], dim=2))
+        modulation = torch.stack([modulation[:count], rest], dim=2)
+        return TimeContext(head=head[:count], modulation=modulation + modulation.new_tensor(NEUTRAL)[:, None, None])
 
     # ---- once per clip --------------------------------------------------------------------------------------------
 
@@ -235,6 +245,20 @@ class WanS2VTransformer(nn.Module):
             sounds=sounds,
         )
 
+    def with_other(
+        self,
+        clip: ClipContext,
+        *,
+        prompt: PromptContext,
+        audio_features: Tensor,
+        speaker_features: Tensor | None = None,
+        speaker_masks: Tensor | None = None,
+        audio_prefix_frames: int = AUDIO_PREFIX_FRAMES,
+    ) -> ClipContext:
+        """The same clip to another prompt and sound: guidance's other branch, all else shared. As `prepare_clip`."""
+        sounds = self._sounds(clip.grid.frames, audio_prefix_frames, audio_features, speaker_features, speaker_masks)
+        return replace(clip, prompt=prompt, sounds=sounds)
+
     def _sounds(
         self,
         num_latents: int,
@@ -278,9 +302,10 @@ class WanS2VTransformer(nn.Module):
             positions.append(motion_positions(grid.height, grid.width, self.config.motion_buckets, seen))
         return torch.cat(groups, dim=1), torch.cat(positions)
 
-    def without_pose(self, clip: ClipContext) -> ClipContext:
-        """The same clip, moving freely."""
-        return replace(clip, video_offset=self._video_offset(None, clip.video_offset.device))
+    def without_pose(self, clips: Sequence[ClipContext]) -> list[ClipContext]:
+        """The same clips, moving freely."""
+        free = self._video_offset(None, clips[0].video_offset.device)
+        return [replace(clip, video_offset=free) for clip in clips]
 
     def _video_offset(self, pose_latents: Tensor | None, device: torch.device) -> Tensor:
         """What is added to every video token: the pose (without one, the encoder's bias alone) and its mark."""
@@ -296,33 +321,68 @@ class WanS2VTransformer(nn.Module):
         """Velocity (noise - clean) of noisy latents.
 
         Args:
-            latents: [B, 16, T, h, w].
-            timestep: [B] in 0..1000, or what `embed_time` made of it.
+            latents: [B or 1, 16, T, h, w].
+            timestep: [B or 1] in 0..1000, or what `embed_time` made of it.
             clip: of `prepare_clip`, its batch equal to B or 1.
 
-        Returns: [B, 16, T, 2*(h//2), 2*(w//2)] float32.
+        Returns: [B, 16, T, 2*(h//2), 2*(w//2)] float32, B the largest of all batches.
         """
         time = timestep if isinstance(timestep, TimeContext) else self.embed_time(timestep)
-        x, own = self._join(latents, clip), clip
-        if self.sharding is not None:
-            x, own = self.sharding.split(x, clip)
-        num_video = own.layout.num_video
-        for i, block in enumerate(self.blocks):
-            x = block(x, time.modulation, own.rope, own.prompt.keys_values[i], num_video)
+        x, own = self._own(self._join(latents, clip), clip)
+        return self._blocks(x, time, clip, own)
+
+    def branches(
+        self, latents: Tensor, timestep: Tensor | TimeContext, clips: Sequence[ClipContext]
+    ) -> tuple[Tensor, ...]:
+        """`forward` for each of several clips in turn, bit for bit.
+
+        Where they differ in prompt and sound alone (made by `with_other`), the first block's self-attention, which
+        has met neither, is computed once.
+        """
+        time = timestep if isinstance(timestep, TimeContext) else self.embed_time(timestep)
+        shared = len(clips) > 1 and all(clips[0].looks_like(clip) for clip in clips[1:])
+        if not shared or len(self.blocks) < 2:
+            return tuple(self(latents, time, clip) for clip in clips)
+        tokens = self._join(latents, clips[0])
+        x, own = self._own(tokens, clips[0])
+        x = self._block(0, x, time, own, "self")
+        return tuple(self._blocks(x, time, clip, self._own(tokens, clip)[1], "rest") for clip in clips)
+
+    def _own(self, x: Tensor, clip: ClipContext) -> tuple[Tensor, ClipContext]:
+        """This device's share of the tokens, and what it needs of the clip."""
+        return (x, clip) if self.sharding is None else self.sharding.split(x, clip)
+
+    def _blocks(
+        self, x: Tensor, time: TimeContext, clip: ClipContext, own: ClipContext, first_part: BlockPart = "all"
+    ) -> Tensor:
+        """Own tokens, or for "rest" tokens with the first block's self-attention added, to the clip's velocity."""
+        parts: list[BlockPart] = [first_part, *["all"] * (len(self.blocks) - 1)]
+        if self.sharding is None:   # devices that exchange their tokens have equally many
+            parts[-1] = "video"
+        for i, part in enumerate(parts):
+            x = self._block(i, x, time, own, part)
             x = self._inject_audio(i, x, own)
-        return self._velocity(x[:, :num_video], time, clip)
+        return self._velocity(x[:, : own.layout.num_video], time, clip)
+
+    def _block(self, i: int, x: Tensor, time: TimeContext, own: ClipContext, part: BlockPart) -> Tensor:
+        return self.blocks[i](x, time.modulation, own.rope, own.prompt.keys_values[i], own.layout.num_video, part)
 
     def _join(self, latents: Tensor, clip: ClipContext) -> Tensor:
-        """Video tokens, then reference and motion tokens: [B, N, D]."""
+        """Video tokens, then reference and motion tokens: [B, N, D] float32."""
         video = _tokens(self.patch_embedding(latents.to(self.compute_dtype))) + clip.video_offset
-        return torch.cat([video, clip.condition_tokens.expand(video.shape[0], -1, -1)], dim=1)
+        return torch.cat([video, clip.condition_tokens.expand(video.shape[0], -1, -1)], dim=1).float()
 
     def _inject_audio(self, layer: int, x: Tensor, clip: ClipContext) -> Tensor:
+        """Tokens with what they hear added; x may be given up."""
         i = self.audio_injector.index_of.get(layer)
         if i is None:
             return x
         video, rest = x[:, : clip.layout.num_video], x[:, clip.layout.num_video :]
-        return torch.cat([video + self.audio_injector.added(i, video, clip.sounds, clip.margins), rest], dim=1)
+        heard = self.audio_injector.added(i, video, clip.sounds, clip.margins)
+        if wants_new_tensors(x):
+            return torch.cat([video + heard, rest], dim=1)
+        video += heard
+        return x
 
     def _velocity(self, video: Tensor, time: TimeContext, clip: ClipContext) -> Tensor:
         patches = self.head(video, time.head)

@@ -6,14 +6,19 @@ B batch, N tokens, V video tokens (the first of the N), M prompt tokens, D width
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from ..ops.attention import AttentionFn
-from ..ops.layers import Factory
-from ..ops.rope import apply_rope
+from ..ops.layers import Factory, wants_new_tensors
+from ..ops.rope import apply_rope, apply_rope_
+
+BlockPart = Literal["all", "self", "rest", "video"]
 
 
 class Attention(nn.Module):
@@ -34,11 +39,22 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, N, D]; cos, sin [N, 1, head_dim/2]."""
-        q = apply_rope(self.heads(self.norm_q(self.q(x))), cos, sin)
-        k = apply_rope(self.heads(self.norm_k(self.k(x))), cos, sin)
+    def forward(self, x: Tensor, rope: Tensor, num_queries: int) -> Tensor:
+        """The first tokens attend to all: x [B, N, D], rope [N, 1, head_dim/2, 2] -> [B, num_queries, D]."""
+        q, k = self._turned(x, rope, num_queries)
         return self.o(self.attention(q, k, self.heads(self.v(x))).flatten(2))
+
+    def _turned(self, x: Tensor, rope: Tensor, num_queries: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys with their positions."""
+        asking = x[:, :num_queries]
+        if wants_new_tensors(x):
+            q = apply_rope(self.heads(self.norm_q(self.q(asking))), rope[:num_queries])
+            return q, apply_rope(self.heads(self.norm_k(self.k(x))), rope)
+        both = torch.empty(2, *x.shape, dtype=torch.float32, device=x.device)
+        both[0, :, :num_queries] = self.norm_q(self.q(asking))
+        both[1] = self.norm_k(self.k(x))
+        q, k = apply_rope_(self.heads(both), rope).to(x.dtype)
+        return q[:, :num_queries], k
 
 
 class CrossAttention(Attention):
@@ -47,33 +63,73 @@ class CrossAttention(Attention):
         return self.heads(self.norm_k(self.k(context))), self.heads(self.v(context))
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q = self.heads(self.norm_q(self.q(x)))
+        """x [B or 1, N, D] -> [B, N, D]."""
+        q = self.heads(self.norm_q(self.q(x))).expand(keys.shape[0], -1, -1, -1)
         return self.o(self.attention(q, keys, values).flatten(2))
 
 
 class FeedForward(nn.Sequential):
+    """Two linear layers. With `chunk_tokens` set, so many tokens at a time: less memory, the same numbers."""
+
     def __init__(self, dim: int, ffn_dim: int, make: Factory) -> None:
         super().__init__(make.linear(dim, ffn_dim), nn.GELU(approximate="tanh"), make.linear(ffn_dim, dim))
+        self.chunk_tokens: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:   # [B, N, D] -> [B, N, D]
+        if self.chunk_tokens is None or x.shape[1] <= self.chunk_tokens:
+            return self._whole(x)
+        return torch.cat([self._whole(part) for part in x.split(self.chunk_tokens, dim=1)], dim=1)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        widen, gelu, narrow = self
+        hidden = widen(x)
+        if wants_new_tensors(x):
+            return narrow(gelu(hidden))
+        return narrow(torch.ops.aten.gelu_(hidden, approximate=gelu.approximate))
 
 
-def by_segment(x: Tensor, num_video: int) -> tuple[Tensor, Tensor]:
-    """The video tokens and the rest, as views."""
-    return x[:, :num_video], x[:, num_video:]
+def by_segment(x: Tensor, num_video: int) -> tuple[Tensor, ...]:
+    """The video tokens and, where there are any, the rest, as views."""
+    return (x,) if num_video == x.shape[1] else (x[:, :num_video], x[:, num_video:])
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, num_video: int) -> Tensor:
-    """x * (1 + scale) + shift: the first pair for the video tokens, the second for the rest.
+def norm_modulated(
+    x: Tensor, eps: float, shift: Tensor, scale: Tensor, num_video: int, dtype: torch.dtype
+) -> Tensor:
+    """Layer norm of x, times scale, plus shift: the first pair for the video tokens, the second for the rest.
 
-    x [B, N, D]; shift, scale [B, 2, 1, D].
+    Args:
+        x: [B, N, D] float32.
+        shift, scale: [B or 1, 2, D] float32.
+
+    Returns: [B, N, D] in `dtype`.
     """
-    parts = [torch.addcmul(shift[:, i], part, 1 + scale[:, i]) for i, part in enumerate(by_segment(x, num_video))]
-    return torch.cat(parts, dim=1)
+    width = x.shape[-1:]
+    if wants_new_tensors(x) or shift.shape[0] > 1:
+        parts = by_segment(F.layer_norm(x, width, eps=eps), num_video)
+        parts = [torch.addcmul(shift[:, i, None], part, scale[:, i, None]) for i, part in enumerate(parts)]
+        return torch.cat(parts, dim=1).to(dtype)
+    video = F.layer_norm(x, width, scale[0, 0], shift[0, 0], eps)   # of all tokens; the few others are done again
+    if num_video == x.shape[1]:
+        return video.to(dtype)
+    rest = F.layer_norm(x[:, num_video:], width, scale[0, 1], shift[0, 1], eps)
+    if dtype == torch.float32:
+        video[:, num_video:] = rest
+        return video
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.cat([video[:, :num_video], rest], dim=1, out=out)
 
 
-def add_gated(x: Tensor, y: Tensor, gate: Tensor, num_video: int) -> Tensor:
-    """x + y * gate, segment by segment; gate [B, 2, 1, D]."""
-    parts = zip(by_segment(x, num_video), by_segment(y, num_video), strict=True)
-    return torch.cat([torch.addcmul(a, b, gate[:, i]) for i, (a, b) in enumerate(parts)], dim=1)
+def add_gated(x: Tensor, y: Tensor, gate: Tensor, num_video: int, *, in_place: bool = False) -> Tensor:
+    """x + y * gate, segment by segment, in x's dtype; gate [B or 1, 2, D]. `in_place`: x may be given up."""
+    segments = [by_segment(tokens, num_video) for tokens in (x, y)]
+    if wants_new_tensors(x):
+        parts = zip(*segments, strict=True)
+        return torch.cat([torch.addcmul(a, b.to(a.dtype), gate[:, i, None]) for i, (a, b) in enumerate(parts)], dim=1)
+    out = x if in_place else torch.empty_like(x)
+    for i, (a, b, total) in enumerate(zip(*segments, by_segment(out, num_video), strict=True)):
+        torch.addcmul(a, b, gate[:, i, None], out=total)
+    return out
 
 
 class Block(nn.Module):
@@ -93,26 +149,37 @@ class Block(nn.Module):
         self,
         x: Tensor,
         time: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         prompt: tuple[Tensor, Tensor],
         num_video: int,
+        part: BlockPart = "all",
     ) -> Tensor:
-        """One block.
+        """One block, or a part of one.
 
         Args:
-            x: [B, N, D] tokens.
-            time: [B, 6, 2, D] float32 modulation of (video, rest): shift, scale, gate of attention, then of the ffn.
-            rope: cos, sin [N, 1, head_dim/2].
-            prompt: keys and values [B, M, heads, head_dim].
+            x: [B or 1, N, D] float32 tokens; left as they are.
+            time: [B or 1, 6, 2, D] float32, of `TimeContext`.
+            rope: [N, 1, head_dim/2, 2].
+            prompt: keys and values [B, M, heads, head_dim]; their dtype is the one computed in.
             num_video: how many of the tokens, from the first, are video tokens.
+            part: what is computed. "self": self-attention alone; "rest": all but that; "video": all, for the video
+                tokens alone.
+
+        Returns: [B, N, D] float32, for "video" [B, num_video, D].
         """
-        time = time + self.modulation.to(time).unsqueeze(2)
-        shift1, scale1, gate1, shift2, scale2, gate2 = time.to(x.dtype).unsqueeze(3).unbind(1)
-        y = self.self_attn(modulate(self.norm1(x), shift1, scale1, num_video), *rope)
-        x = add_gated(x, y, gate1, num_video)
-        x = x + self.cross_attn.attend(self.norm3(x), *prompt)
-        y = self.ffn(modulate(self.norm2(x), shift2, scale2, num_video))
-        return add_gated(x, y, gate2, num_video)
+        time = time + self.modulation.to(time.device).unsqueeze(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = time.unbind(1)
+        dtype = prompt[0].dtype
+        if part != "rest":
+            num_wanted = num_video if part == "video" else x.shape[1]
+            y = norm_modulated(x, self.norm1.eps, shift1, scale1, num_video, dtype)
+            x = add_gated(x[:, :num_wanted], self.self_attn(y, rope, num_wanted), gate1, num_video)
+            del y
+        if part == "self":
+            return x
+        x = x + self.cross_attn.attend(self.norm3(x.to(dtype)), *prompt)
+        y = self.ffn(norm_modulated(x, self.norm2.eps, shift2, scale2, num_video, dtype))
+        return add_gated(x, y, gate2, num_video, in_place=True)
 
 
 class Head(nn.Module):

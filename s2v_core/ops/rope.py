@@ -26,20 +26,27 @@ def rope_angles(positions: Tensor, head_dim: int) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
-def rope_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+def rope_table(positions: Tensor, head_dim: int) -> Tensor:
     """Cosines and sines of the positions' angles, computed in float64.
 
     Args:
         positions: [N, 3] integers (t, h, w).
 
-    Returns: cos and sin, each [N, 1, head_dim/2] float32; the 1 stands for the heads, which share it.
+    Returns: [N, 1, head_dim/2, 2] float32, cosine and sine last; the 1 stands for the heads, which share it.
     """
     angles = rope_angles(positions, head_dim)
-    return angles.cos().float().unsqueeze(1), angles.sin().float().unsqueeze(1)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float().unsqueeze(1)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn adjacent channel pairs of x [B, N, heads, head_dim]; computed in float32, returned in x's dtype."""
+def apply_rope(x: Tensor, table: Tensor) -> Tensor:
+    """Turn adjacent channel pairs of x [..., N, heads, head_dim]; computed in float32, returned in x's dtype."""
+    cos, sin = table.unbind(-1)
     real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)
+
+
+def apply_rope_(x: Tensor, table: Tensor) -> Tensor:
+    """`apply_rope` in place, in one pass: a pair is a complex number. x is float32 and contiguous."""
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(table))
+    return x

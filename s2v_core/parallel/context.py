@@ -52,14 +52,13 @@ class SharedSequence:
         per_rank = -(-layout.total // size)
         start = self.context.rank() * per_rank
         own = partial(_rows, start=start, num=per_rank)
-        cos, sin = (own(table, dim=0) for table in clip.rope)
         video = slice(min(start, layout.num_video), min(start + per_rank, layout.num_video))
         per_frame = layout.tokens_per_frame
         frames = _frames(video, per_frame)
         shared = replace(
             clip,
             layout=_cut(layout, start, start + per_rank),
-            rope=(cos, sin),
+            rope=own(clip.rope, dim=0),
             sounds=tuple(_own_sound(sound, frames, video, layout.num_frames) for sound in clip.sounds),
             margins=(video.start - frames.start * per_frame, frames.stop * per_frame - video.stop),
         )

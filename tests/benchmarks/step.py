@@ -88,9 +88,9 @@ def guided_step(
 ) -> torch.Tensor:
     time_context = model.embed_time(t)
     if batched:
-        cond, uncond = model(latents.expand(2, -1, -1, -1, -1), time_context, clips[0].joined(clips[1])).split(1)
+        cond, uncond = model(latents, time_context, clips[0].joined(clips[1])).split(1)
     else:
-        cond, uncond = (model(latents, time_context, clip) for clip in clips)
+        cond, uncond = model.branches(latents, time_context, clips)
     return uncond + 4.5 * (cond - uncond)
 
 
@@ -102,10 +102,8 @@ def prepare(model: WanS2VTransformer, inputs: dict[str, torch.Tensor]) -> list:
         "motion_latents": inputs["motion_latents"],
     }
     features, embeds = inputs["audio_features"], inputs["prompt"]
-    return [
-        model.prepare_clip(prompt=model.prepare_prompt(embeds * sign), audio_features=features * gain, **shared)
-        for sign, gain in ((1, 1), (-1, 0))
-    ]
+    cond = model.prepare_clip(prompt=model.prepare_prompt(embeds), audio_features=features, **shared)
+    return [cond, model.with_other(cond, prompt=model.prepare_prompt(-embeds), audio_features=0 * features)]
 
 
 def seconds(device: str) -> float:

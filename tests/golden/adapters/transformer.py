@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2v_core.checkpoints.keymaps import transformer_config_from_official
-from s2v_core.models.dit import WanS2VTransformer, sinusoid
+from s2v_core.models.dit import NEUTRAL, WanS2VTransformer, sinusoid
 from s2v_core.models.dit_blocks import unpatchify
 from s2v_core.models.positions import motion_positions
 from s2v_core.ops.rope import rope_table
@@ -41,6 +41,11 @@ def padded(rows: list[Tensor]) -> Tensor:
     return torch.stack([F.pad(r, (0, 0, 0, longest - len(r))) for r in rows])
 
 
+def as_scales(modulation: Tensor) -> Tensor:
+    """What we add to the reference's modulation [B, 6, ...], so that scales multiply as they are."""
+    return modulation.new_tensor(NEUTRAL).view(6, *[1] * (modulation.dim() - 2))
+
+
 class Recorder:
     """Keeps what the blocks are given and give back during one forward."""
 
@@ -48,11 +53,15 @@ class Recorder:
         self.seen: dict[str, Tensor] = {}
         self.handles = [model.head.register_forward_hook(self._head)]
         for i, block in enumerate(model.blocks):
-            self.handles.append(block.register_forward_hook(lambda _, inputs, out, i=i: self._block(i, inputs, out)))
+            self.handles.append(
+                block.register_forward_hook(lambda layer, inputs, out, i=i: self._block(i, layer, inputs, out))
+            )
 
-    def _block(self, i: int, inputs: tuple, out: Tensor) -> None:
-        self.seen["mid.tokens" if i == 0 else f"mid.after_audio#{i - 1}"] = inputs[0]
-        self.seen[f"mid.block#{i}"] = out
+    def _block(self, i: int, block: torch.nn.Module, inputs: tuple, out: Tensor) -> None:
+        """Copies: sound is added to a block's result in place. The last block leaves out what nobody reads."""
+        *given, part = inputs
+        self.seen["mid.tokens" if i == 0 else f"mid.after_audio#{i - 1}"] = inputs[0].clone()
+        self.seen[f"mid.block#{i}"] = block.forward(*given) if part == "video" else out.clone()
 
     def _head(self, _module: torch.nn.Module, _inputs: tuple, out: Tensor) -> None:
         self.seen["mid.head"] = out
@@ -82,16 +91,16 @@ def forward(
         num_near=num_near if case.config.get("add_last_motion", True) else 0,
         audio_prefix_frames=args["motion_frames"][0],
     )
-    assert clip.rope[0].shape[0] == clip.layout.total
+    assert clip.rope.shape[0] == clip.layout.total
     recorder = Recorder(model)
     time = model.embed_time(tensors["in.t"])
     velocity = model(x, time, clip)
     recorder.stop()
     seen = recorder.seen | {
         "mid.e": time.head,
-        "mid.e0": time.modulation,
+        "mid.e0": time.modulation - as_scales(time.modulation),
         "mid.seg": torch.tensor([clip.layout.num_video]),
-        "mid.rope": torch.cat(clip.rope, dim=1).movedim(1, 2).expand(len(x), -1, -1, -1),
+        "mid.rope": clip.rope.squeeze(1).expand(len(x), -1, -1, -1),
     }
     return velocity, seen
 
@@ -149,7 +158,7 @@ def framepack(case: Case) -> dict[str, Tensor]:
     return {
         "out.tokens": model.frame_packer(latents[None], num_near),
         "out.positions": positions,
-        "out.rope": torch.cat(rope_table(positions, model.config.head_dim), dim=1).movedim(1, 2),
+        "out.rope": rope_table(positions, model.config.head_dim).squeeze(1),
     }
 
 
@@ -157,7 +166,8 @@ def time_embedding(case: Case) -> dict[str, Tensor]:
     model = transformer(case)
     time = model.embed_time(case.tensors["in.t"])
     sines = sinusoid(case.tensors["in.t"], model.config.freq_dim)
-    return {"out.e": time.head, "out.e0": time.modulation[:, :, 0], "mid.sinusoid": sines}
+    modulation = time.modulation - as_scales(time.modulation)
+    return {"out.e": time.head, "out.e0": modulation[:, :, 0], "mid.sinusoid": sines}
 
 
 def text_embedding(case: Case) -> dict[str, Tensor]:
@@ -179,9 +189,10 @@ def block(case: Case) -> dict[str, Tensor]:
     layer.norm3.register_forward_hook(lambda _, inputs, out: seen.update({"mid.cross_attn_in": out}))
     layer.cross_attn.o.register_forward_hook(lambda _, inputs, out: seen.update({"mid.cross_attn_out": out}))
     angles = tensors["in.rope_angles"].double()
-    rope = (angles.cos().float().unsqueeze(1), angles.sin().float().unsqueeze(1))
+    rope = torch.stack([angles.cos(), angles.sin()], dim=-1).float().unsqueeze(1)
     keys_values = layer.cross_attn.keys_values(tensors["in.context"])
-    out = layer(tensors["in.x"], tensors["in.e0"], rope, keys_values, args["segment"])
+    e0 = tensors["in.e0"]
+    out = layer(tensors["in.x"], e0 + as_scales(e0), rope, keys_values, args["segment"])
     return {"out.x": out} | recorded(case, seen)
 
 
@@ -224,7 +235,7 @@ def rope_rows(case: Case) -> dict[str, Tensor]:
     for name, table in case.tensors.items():
         rows, pairs = table.shape[:2]
         positions = torch.arange(rows)[:, None].expand(-1, 3)
-        out[name] = torch.cat(rope_table(positions, 2 * pairs), dim=1).movedim(1, 2)
+        out[name] = rope_table(positions, 2 * pairs).squeeze(1)
     return out
 
 
