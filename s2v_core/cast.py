@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from .media.image_io import read_picture
 from .media.mix import PlacedSound, mix_sounds
 from .request import Request
 from .speakers import Box, Speaker, Turn, read_turns
-from .types import AudioFeatures, SpeakerTrack
+from .types import AudioFeatures, ClipPlan, SpeakerTrack
 
 SAME_SHAPE = 0.02   # by which a mask's shape may differ from the picture's
 
@@ -88,13 +88,20 @@ class Cast:
             tracks.append(SpeakerTrack(audio=SpokenFeatures(silence, said), mask=person.mask))
         return silence, tuple(tracks)
 
-    def fingerprint(self) -> list[object]:
-        """Changes when anybody's place, words or times do."""
+    def fingerprint(self) -> list[str]:
+        """Changes when anybody's place does."""
+        return [hashlib.sha256(person.mask.numpy().tobytes()).hexdigest() for person in self.people]
+
+    def said_in(self, plan: ClipPlan, fps: float) -> list[object]:
+        """Changes when anything does that somebody says in a clip."""
         return [
             {
-                "mask": hashlib.sha256(person.mask.numpy().tobytes()).hexdigest(),
-                "voices": [[_digest(v.sound), str(v.start), str(v.duration)] for v in person.voices],
-                "turns": [[turn.start, turn.end] for turn in person.turns],
+                "voices": [_digest(voice, plan, fps) for voice in person.voices],
+                "turns": [
+                    [max(start, plan.start_frame), min(stop, plan.stop_frame)]
+                    for start, stop in (_frames(turn, fps) for turn in person.turns)
+                    if start < plan.stop_frame and stop > plan.start_frame
+                ],
             }
             for person in self.people
         ]
@@ -126,7 +133,7 @@ def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterat
                     name=f"speaker {', '.join(called)}",
                     mask=_mask(region, picture, size),
                     voices=tuple(voice for voice in voices if voice.speaker.region == region),
-                    turns=tuple(turn for turn in turns if turn.speaker in called),
+                    turns=tuple(_moved(turn, -request.audio_start) for turn in turns if turn.speaker in called),
                 )
             )
         yield Cast(people=tuple(people), heard=request.audio or _heard(voices, stack))
@@ -202,16 +209,25 @@ def _utterance(voice: Voice, encode: Encode, fps: float) -> Utterance:
     )
 
 
+def _moved(turn: Turn, seconds: float) -> Turn:
+    return replace(turn, start=max(0.0, turn.start + seconds), end=max(0.0, turn.end + seconds))
+
+
 def _turn(turn: Turn, track: AudioFeatures, fps: float) -> Utterance:
-    start, stop = frame_at(turn.start, fps), frame_at(turn.end, fps)
+    start, stop = _frames(turn, fps)
     return Utterance(audio=track, first_frame=0, start_frame=start, stop_frame=stop)
 
 
-def _digest(sound: Sound) -> str:
-    digest, step = hashlib.sha256(), 60 * SAMPLE_RATE
-    for start in range(0, sound.num_samples, step):
-        digest.update(sound.read(start, min(start + step, sound.num_samples)).tobytes())
-    return digest.hexdigest()
+def _frames(turn: Turn, fps: float) -> tuple[int, int]:
+    return frame_at(turn.start, fps), frame_at(turn.end, fps)
+
+
+def _digest(voice: Voice, plan: ClipPlan, fps: float) -> str:
+    """Of the samples that are heard of a voice in a clip; of none, nothing."""
+    start, stop = (frame / fps - float(voice.start) for frame in (plan.start_frame, plan.stop_frame))
+    end = min(voice.sound.num_samples, round(voice.duration * SAMPLE_RATE))
+    first, last = (min(max(round(seconds * SAMPLE_RATE), 0), end) for seconds in (start, stop))
+    return hashlib.sha256(voice.sound.read(first, last).tobytes()).hexdigest() if first < last else ""
 
 
 def _said(person: Person) -> str:

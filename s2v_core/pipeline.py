@@ -122,12 +122,12 @@ class _Job:
     plan: JobPlan
 
 
-class _Told:
+class Told:
     """A take's watch that tells a run's progress."""
 
-    def __init__(self, progress: Progress, plan: JobPlan) -> None:
+    def __init__(self, progress: Progress, *, clips: int, steps: int) -> None:
         self.progress = progress
-        self.total, self.steps = len(plan.clips), plan.settings.steps
+        self.total, self.steps = clips, steps
         self.index = 0
 
     def clip_started(self, plan: ClipPlan) -> None:
@@ -325,7 +325,7 @@ class WanS2VPipeline:
                 take, job.plan.clips, conditioning, denoiser, self.components.codec, job.request.clip_settings(),
                 continuity=job.request.continuity,
                 decoder_reach=decoder_receptive_field(self.components.config.vae),
-                watch=_Told(progress, job.plan),
+                watch=Told(progress, clips=len(job.plan.clips), steps=job.plan.settings.steps),
             )  # fmt: skip
 
     def _condition(self, job: _Job) -> Conditioning:

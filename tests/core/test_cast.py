@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
 import numpy as np
@@ -161,16 +162,33 @@ def test_one_speaker_everywhere_hears_what_everybody_would_without_speakers(fold
         assert outside is track and speakers == ()
 
 
-def test_the_fingerprint_changes_with_place_voice_and_times(folder):
+def made_from(folder, *speakers, **changes):
+    """What a job's pixels depend on of its speakers: in every clip, in frames 0 to 15, in frames 16 to 31."""
+    clips = [ClipPlan(index=0, start_frame=at, stop_frame=at + 16, seed=0, uses_motion=False) for at in (0, 16)]
+    with opened(folder, *speakers, **changes) as cast:
+        return [json.dumps(cast.fingerprint()), *(json.dumps(cast.said_in(clip, FPS)) for clip in clips)]
+
+
+def test_what_a_clip_is_made_from_changes_with_place_voice_and_times(folder):
     one = "audio=a.wav,region=0:0:0.5:1"
-    others = ("audio=a.wav,region=0:0:0.6:1", "audio=b.wav,region=0:0:0.5:1", f"{one},start=0.1", f"{one},end=1.9")
+    before = made_from(folder, one)
+    assert made_from(folder, one + ",name=anna") == before
+    for changed, expected in (
+        ("audio=a.wav,region=0:0:0.6:1", [False, True, True]),
+        ("audio=b.wav,region=0:0:0.5:1", [True, False, False]),
+        (one + ",start=0.02", [True, False, False]),
+        (one + ",end=1.5", [True, True, False]),
+    ):
+        assert [a == b for a, b in zip(made_from(folder, changed), before, strict=True)] == expected, changed
 
-    def fingerprint(*speakers):
-        with opened(folder, *speakers) as cast:
-            return str(cast.fingerprint())
 
-    assert fingerprint(one) == fingerprint(one + ",name=anna")
-    assert len({fingerprint(one), *map(fingerprint, others), fingerprint(one, others[1])}) == 6
+def test_turns_that_come_later_leave_the_clips_before_as_they_are(folder):
+    found = []
+    for lines in ("0,1,1\n", "0,0.8,1\n", "0,1,1\n1,2,1\n"):
+        (folder / "who.csv").write_text(lines)
+        found.append(made_from(folder, "region=0:0:1:1", audio=folder / "a.wav", who_speaks=folder / "who.csv"))
+    assert [a == b for a, b in zip(found[0], found[1], strict=True)] == [True, False, True]
+    assert [a == b for a, b in zip(found[0], found[2], strict=True)] == [True, True, False]
 
 
 def test_later_words_replace_earlier_ones_only_while_they_last():
