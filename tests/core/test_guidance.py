@@ -101,13 +101,18 @@ def test_all_branches_in_one_pass_are_the_three_one_by_one(model):
 
 def test_a_branch_without_sound_hears_no_speaker_either(model, monkeypatch):
     heard = []
-    prepare = model.prepare_clip
 
-    def noted(**kwargs):
-        heard.append((bool(kwargs["audio_features"].any()), kwargs["speaker_features"] is not None))
-        return prepare(**kwargs)
+    def noted(name):
+        make = getattr(model, name)
 
-    monkeypatch.setattr(model, "prepare_clip", noted)
+        def note(*args, **given):
+            heard.append((bool(given["audio_features"].any()), given["speaker_features"] is not None))
+            return make(*args, **given)
+
+        monkeypatch.setattr(model, name, note)
+
+    noted("prepare_clip")
+    noted("with_other")
     clip = replace(inputs(), speaker_features=torch.ones(1, 1, 25, 10, 8), speaker_masks=torch.ones(1, 1, 2, 8, 8))
     TransformerDenoiser(model, settings(guidance_scale=5.0, audio_guidance_scale=4.0))(clip, NOISE, quiet)
     assert heard == [(True, True), (True, True), (False, False)]
