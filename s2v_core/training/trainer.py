@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import OutputError
+from ..errors import CheckpointError, OutputError
 from ..parallel.context import SharedSequence
 from ..parallel.ranks import Ranks
 from ..parallel.state import from_pieces, optimizer_state, own_part
@@ -92,6 +92,13 @@ class Average:
         self.num_updates = state["num_updates"]
         for name, weights in self.weights.items():
             weights.copy_(state["weights"][name].part_of(self.parameters[name]))
+
+
+def _of_another_run(how: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint is of a run with another model or other parts trained: {how}; name another output, or go on "
+        "with the settings that it was made with"
+    )
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -218,10 +225,18 @@ class Trainer:
 
         Args:
             states: of all its ranks, in their order; there may have been more or fewer than there are now.
+
+        Raises: CheckpointError when it had another model, or trained another part of it.
         """
         state, parameters = from_pieces(states), self.student.trained()
+        strangers = sorted(state["weights"].keys() ^ parameters.keys())
+        if strangers:
+            raise _of_another_run(f"only one of the two trains {strangers[0]}")
         for name, parameter in parameters.items():
-            own_rows(parameter).copy_(state["weights"][name].part_of(parameter))
+            own, saved = own_rows(parameter), state["weights"][name].part_of(parameter)
+            if saved.shape != own.shape:
+                raise _of_another_run(f"{name} is {list(saved.shape)} there and {list(own.shape)} here")
+            own.copy_(saved)
         in_order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"], in_order))
         self.step = state["step"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2v_core.errors import OutputError
+from s2v_core.errors import CheckpointError, OutputError
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.training.config import ObjectiveConfig, OptimizerConfig
 from s2v_core.training.initialise import add_nothing_yet, initialise
@@ -62,6 +62,18 @@ def test_a_state_carried_over_goes_on_bit_for_bit():
     assert losses(second, 3) == expected[3:]
     for name, weights in whole.average.weights.items():
         assert torch.equal(weights, second.average.weights[name])
+
+
+def test_the_state_of_another_model_or_of_other_parts_is_refused():
+    state = make_trainer().state_dict()
+    wider = WanS2VTransformer(replace(CONFIG, ffn_dim=48))
+    initialise(wider, seed=0)
+    with pytest.raises(CheckpointError, match=r"is \[32.*\] there and \[48.*\] here; name another"):
+        make_trainer(student=Student(wider, negative=torch.ones(1, 3, 12))).load_state_dict(state)
+    part = tiny_student()
+    part.choose_trained("audio")
+    with pytest.raises(CheckpointError, match="only one of the two trains transformer"):
+        make_trainer(student=part).load_state_dict(state)
 
 
 def test_two_halves_of_a_batch_accumulate_to_its_gradients():
