@@ -42,6 +42,22 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def device_of_process(device: torch.device, local_rank: int) -> torch.device:
+    """A GPU of its own for each of several processes on a machine; other devices are shared.
+
+    Raises: ConfigError when there are too few, or one was named for all.
+    """
+    if device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise ConfigError(f"device {device} cannot be every process's own; say 'cuda' (CUDA_VISIBLE_DEVICES chooses)")
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ConfigError(f"process {local_rank + 1} has no GPU of its own, there are {num_gpus}: launch as many")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
 def choose_dtype(dtype: torch.dtype | None, device: torch.device, stored: torch.dtype) -> torch.dtype:
     """The dtype that the transformer computes in: as asked; else bf16 on a GPU, and on a CPU as the weights are stored.
 

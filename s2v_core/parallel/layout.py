@@ -37,6 +37,11 @@ class Layout:
     def __str__(self) -> str:
         return f"{self.data} x data, {self.ring} x ring, {self.ulysses} x Ulysses"
 
+    @property
+    def setting(self) -> str:
+        """As a run's settings spell it."""
+        return f"parallel: {{data: {self.data}, ring: {self.ring}, ulysses: {self.ulysses}}}"
+
     def check_heads(self, num_heads: int) -> None:
         """Raises: ConfigError when the heads cannot be shared out evenly."""
         if num_heads % self.ulysses:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ..errors import ConfigError
 from .layout import Layout
 
 
@@ -93,9 +94,11 @@ def joined(device: torch.device) -> Iterator[None]:
 def make_ranks(layout: Layout, device: torch.device) -> Ranks:
     """This process's place in a layout. The processes are `joined`.
 
-    Raises: ConfigError when the layout is of another number of processes.
+    Raises: ConfigError when the layout is of another number of processes, or they are not connected.
     """
     if not dist.is_initialized():
+        if launched()[2] > 1:
+            raise ConfigError(f"{launched()[2]} processes were launched, and they are not connected: join them first")
         layout.check_size(1)
         return Ranks(layout=layout)
     layout.check_size(dist.get_world_size())

@@ -6,6 +6,7 @@ model as before, with tensors that are rows of the whole ones.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,6 +48,8 @@ def shard_rest(module: nn.Module, mesh: DeviceMesh) -> None:
     happens inside.
     """
     fully_shard(module, mesh=mesh, mp_policy=_policy(None), reshard_after_forward=False)
+    # Torch warns of results that are views, in case they are changed in place; ours are not.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def _policy(dtype: torch.dtype | None) -> MixedPrecisionPolicy:

@@ -18,7 +18,8 @@ from typing import TextIO
 import torch
 
 from ..errors import ConfigError
-from ..placement import choose_device, free_memory
+from ..parallel.ranks import joined, launched, make_ranks
+from ..placement import choose_device, device_of_process, free_memory
 from .config import PrecomputeConfig, TrainConfig, read_train_config
 from .encoders import ModelEncoders
 from .estimate import GB, TrainingEstimate, estimate_training, sample_layout
@@ -26,7 +27,7 @@ from .faults import in_words
 from .footage import find_footage
 from .precompute import PrecomputeReport
 from .precompute import precompute as write_windows
-from .run import EXPORT, export, make_trainer
+from .run import EXPORT, export, layout_of, make_trainer
 from .run import train as run_training
 from .setup import model_config
 from .trainer import StepReport
@@ -51,17 +52,31 @@ def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) 
         for config in stages:
             say(f"{config.name}\n{dry_run(config, num_gpus=arguments.gpus, gpu_bytes=arguments.gpu_memory * GB)}")
         return 0
-    device = choose_device(arguments.device)
+    rank, local_rank, num_processes = launched()
     for config in stages:
-        if arguments.export:
-            trainer = make_trainer(config, device=device)
-            paths = export(trainer, config)
-            say(f"{config.name}: step {trainer.step} exported: {', '.join(map(str, paths))}")
-            continue
-        progress = TrainProgress(sys.stderr, device=device, is_quiet=arguments.quiet)
-        result = run_training(_with_windows(config, device), device=device, progress=progress)
-        say(f"{config.name}: {result.steps} steps done; weights in {', '.join(map(str, result.exported))}")
+        layout_of(config)
+    device = choose_device(arguments.device)
+    if num_processes > 1:
+        device = device_of_process(device, local_rank)
+    with joined(device):
+        for config in stages:
+            told = _run_stage(config, arguments, device, is_quiet=arguments.quiet or rank > 0)
+            if rank == 0:
+                say(f"{config.name}: {told}")
     return 0
+
+
+def _run_stage(config: TrainConfig, arguments: argparse.Namespace, device: torch.device, *, is_quiet: bool) -> str:
+    """Run or export; returns what there is to tell."""
+    ranks = make_ranks(layout_of(config), device)
+    if arguments.export:
+        trainer = make_trainer(config, device=device, ranks=ranks)
+        return f"step {trainer.step} exported: {', '.join(map(str, export(trainer, config)))}"
+    progress = TrainProgress(sys.stderr, device=device, is_quiet=is_quiet)
+    config = _with_windows(config, device)
+    ranks.wait()   # until the others have written their shares
+    result = run_training(config, device=device, progress=progress, ranks=ranks)
+    return f"{result.steps} steps done; weights in {', '.join(map(str, result.exported))}"
 
 
 def chained(stages: list[TrainConfig]) -> list[TrainConfig]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ..errors import ConfigError
+from ..parallel.layout import Layout
 
 T = TypeVar("T")
 
@@ -226,6 +227,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    parallel: Layout | None = None     # None: every process that was launched has batches of its own
 
 
 def read_train_config(path: Path) -> TrainConfig:

@@ -16,6 +16,7 @@ from ..config import TransformerConfig
 from ..errors import ConfigError
 from ..geometry import TokenLayout
 from ..models.dit import WanS2VTransformer
+from ..parallel.layout import Layout
 from .config import TrainConfig
 from .lora import TARGETS
 from .student import SOUND_MODULES
@@ -29,22 +30,6 @@ MOMENT = {"fp32": FLOAT32, "8bit": 1 + FLOAT32 / 256}   # bytes; 8-bit moments h
 BLOCK_WIDTHS = 22.5    # of dim: norms, modulated inputs, queries, keys, values, attention and its projections
 BLOCK_FFN_WIDTHS = 2   # of ffn_dim: before and after the GELU
 AUDIO_WIDTHS = 8       # of dim, per video token and audio layer: these layers are never checkpointed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """How GPUs share a step: `data` groups, and inside each `ring * ulysses` GPUs that share every sequence."""
-
-    data: int
-    ring: int
-    ulysses: int
-
-    @property
-    def context(self) -> int:
-        return self.ring * self.ulysses
-
-    def __str__(self) -> str:
-        return f"{self.data} x data, {self.ring} x ring, {self.ulysses} x Ulysses"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +58,7 @@ class TrainingEstimate:
         lines = [
             f"parameters  {self.num_parameters:,}, of which {self.num_trained:,} are trained",
             f"layout      {self.num_gpus} GPUs: {self.layout}; weights and optimiser sharded over all",
+            f"            in the settings: {self.layout.setting}",
             f"tokens      {self.tokens_per_sample:,} a sample, "
             f"{math.ceil(self.tokens_per_sample / self.layout.context):,} of them on a GPU; "
             f"{self.samples_per_step} samples and {self.tokens_per_sample * self.samples_per_step:,} tokens a step",
@@ -88,7 +74,8 @@ def estimate_training(
 ) -> TrainingEstimate:
     """The layout with the smallest context groups that fits, or the leanest one when none does.
 
-    Small groups come first because they communicate least; inside a group Ulysses does, as far as the heads divide.
+    Settings that name a layout, and with it a number of GPUs, are estimated with that one. Otherwise small groups come
+    first because they communicate least; inside a group Ulysses does, as far as the heads divide.
 
     Args:
         layout: of a sample's sequence.
@@ -97,8 +84,8 @@ def estimate_training(
     if num_gpus < 1:
         raise ConfigError(f"a run needs at least 1 GPU, got {num_gpus}")
     transformer = WanS2VTransformer(model, device="meta")
-    shapes = layouts(num_gpus, model.num_heads)
-    estimates = [_estimate(config, transformer, layout, shape, num_gpus, gpu_bytes) for shape in shapes]
+    shapes = [config.parallel] if config.parallel else layouts(num_gpus, model.num_heads)
+    estimates = [_estimate(config, transformer, layout, shape, gpu_bytes) for shape in shapes]
     return next((estimate for estimate in estimates if estimate.fits), min(estimates, key=lambda e: e.total))
 
 
@@ -117,9 +104,9 @@ def _estimate(
     transformer: WanS2VTransformer,
     tokens: TokenLayout,
     layout: Layout,
-    num_gpus: int,
     gpu_bytes: float,
 ) -> TrainingEstimate:
+    num_gpus = layout.size
     weights = _num_parameters(transformer)
     trained = num_trained(transformer, config)
     block = _num_parameters(transformer.blocks[0])

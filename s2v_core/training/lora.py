@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.dit import WanS2VTransformer
+from ..parallel.weights import whole
 from .export import save_weights
 
 ADAPTER = "default"
@@ -41,16 +42,21 @@ def lora_weights(model: WanS2VTransformer) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and ADAPTER in module.lora_A:
             layer = f"diffusion_model.{name}"
-            weights[f"{layer}.lora_A.weight"] = module.lora_A[ADAPTER].weight.detach()
-            weights[f"{layer}.lora_B.weight"] = module.lora_B[ADAPTER].weight.detach()
+            weights[f"{layer}.lora_A.weight"] = whole(module.lora_A[ADAPTER].weight.detach())
+            weights[f"{layer}.lora_B.weight"] = whole(module.lora_B[ADAPTER].weight.detach())
             weights[f"{layer}.alpha"] = torch.tensor(float(module.lora_alpha[ADAPTER]))
     return weights
 
 
-def export_lora(model: WanS2VTransformer, folder: Path, *, dtype: torch.dtype) -> Path:
+def export_lora(
+    model: WanS2VTransformer, folder: Path, *, dtype: torch.dtype, writes: bool = True
+) -> list[Path]:
     """Write `lora.safetensors`.
+
+    Args:
+        writes: whether this process does; the others that share the weights only lend theirs.
 
     Raises: OutputError when the disk does not take it.
     """
     weights = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in lora_weights(model).items()}
-    return save_weights(folder / "lora.safetensors", weights)
+    return [save_weights(folder / "lora.safetensors", weights)] if writes else []

@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import torch
 
-from ..errors import ConfigError, Interrupted, OutputError
+from ..errors import Interrupted, OutputError
+from ..parallel.layout import Layout
+from ..parallel.ranks import Ranks, launched, make_ranks
 from ..placement import DTYPES, free_memory
 from .checkpoint import load_newest, save_checkpoint
 from .config import TrainConfig
@@ -54,11 +56,27 @@ class RunResult:
     last_loss: float | None   # None when there was nothing left to do
 
 
-def make_trainer(config: TrainConfig, *, device: torch.device) -> Trainer:
+def layout_of(config: TrainConfig) -> Layout:
+    """How the processes that were launched share the run.
+
+    Raises: ConfigError when they cannot share it as the settings say.
+    """
+    num_processes = launched()[2]
+    layout = config.parallel or Layout(data=num_processes)
+    layout.check_size(num_processes)
+    layout.check_heads(model_config(config).transformer.num_heads)
+    return layout
+
+
+def make_trainer(config: TrainConfig, *, device: torch.device, ranks: Ranks | None = None) -> Trainer:
     """A trainer that stands where the run's newest checkpoint stands, or at its start.
+
+    Args:
+        ranks: that train together; None: as the settings share out those that were launched.
 
     Raises: ConfigError, CheckpointError.
     """
+    ranks = ranks or make_ranks(layout_of(config), device)
     source = WindowBatches(
         find_windows(config.data.windows),
         batch_size=config.data.batch_size,
@@ -67,7 +85,7 @@ def make_trainer(config: TrainConfig, *, device: torch.device) -> Trainer:
     )
     source.check_fit(model_config(config).transformer, with_embeds=config.model.text_encoder == "frozen")
     trainer = Trainer(
-        build_student(config, device=device),
+        build_student(config, device=device, ranks=ranks),
         source,
         objective=config.objective,
         optimizer=config.optimizer,
@@ -75,28 +93,28 @@ def make_trainer(config: TrainConfig, *, device: torch.device) -> Trainer:
         seed=config.run.seed,
         accumulate=config.data.accumulate,
         device=device,
+        ranks=ranks,
     )
     saved = load_newest(config.run.output / CHECKPOINTS)
-    if saved is not None:
-        _warn_of_changes(json.loads(saved["config"]), _plain(config))
-        trainer.load_state_dict(saved["trainer"])
+    if saved:
+        _warn_of_changes(json.loads(saved[0]["config"]), _plain(config))
+        trainer.load_state_dict(*(part["trainer"] for part in saved))
     return trainer
 
 
-def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> RunResult:
+def train(
+    config: TrainConfig, *, device: torch.device, progress: Progress, ranks: Ranks | None = None
+) -> RunResult:
     """Run, or go on with, a training run to its last step, and export its weights.
 
     SIGTERM and Ctrl-C let the step at hand finish and be saved.
 
-    Raises: Interrupted when it was asked to stop; ConfigError for several processes; OutputError for a loss that is no
-        number, or a full disk.
+    Raises: Interrupted when it was asked to stop; OutputError for a loss that is no number, or a full disk.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training runs on one device so far: launch one process (precompute does share out its work)")
-    trainer = make_trainer(config, device=device)
-    run = config.run
+    trainer = make_trainer(config, device=device, ranks=ranks)
+    run, ranks = config.run, trainer.ranks
     report, validation = None, Validation(config, device=device)
-    with _RunLog(run.output, trainer.step, config) as run_log, _asked_to_stop() as stop:
+    with _RunLog(run.output, trainer.step, config, writes=ranks.is_main) as run_log, _asked_to_stop() as stop:
         progress.started(trainer.step, run.steps)
         try:
             while trainer.step < run.steps:
@@ -106,9 +124,10 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
                     run_log.write(_entry(report, device))
                 if run.validate_every and report.step % run.validate_every == 0:
                     run_log.write({"step": report.step, **validation.measure(trainer)})
-                if report.step % run.save_every == 0 or report.step == run.steps or stop():
+                stops = ranks.any(stop())
+                if report.step % run.save_every == 0 or report.step == run.steps or stops:
                     save(trainer, config)
-                if stop() and report.step < run.steps:
+                if stops and report.step < run.steps:
                     raise Interrupted(f"stopped; step {report.step} is saved, and the same command goes on there")
         finally:
             progress.close()
@@ -121,16 +140,23 @@ def train(config: TrainConfig, *, device: torch.device, progress: Progress) -> R
 
 def save(trainer: Trainer, config: TrainConfig) -> Path:
     state = {"trainer": trainer.state_dict(), "config": json.dumps(_plain(config))}
-    return save_checkpoint(config.run.output / CHECKPOINTS, trainer.step, state, keep=config.run.keep)
+    folder, keep = config.run.output / CHECKPOINTS, config.run.keep
+    return save_checkpoint(folder, trainer.step, state, keep=keep, ranks=trainer.ranks)
 
 
 def export(trainer: Trainer, config: TrainConfig) -> list[Path]:
-    """The weights to use, the averaged ones where an average is kept: the models that learnt, or the LoRA alone."""
-    folder, dtype = config.run.output / EXPORT, DTYPES[config.run.export_dtype]
+    """The weights to use, the averaged ones where an average is kept: the models that learnt, or the LoRA alone.
+
+    Returns: what was written, of several ranks by the first one alone.
+    """
+    folder, dtype, writes = config.run.output / EXPORT, DTYPES[config.run.export_dtype], trainer.ranks.is_main
     with trainer.averaged() as student:
         if config.model.trained == "lora":
-            return [export_lora(student.transformer, folder, dtype=dtype)]
-        return export_student(student, folder, dtype=dtype)
+            written = export_lora(student.transformer, folder, dtype=dtype, writes=writes)
+        else:
+            written = export_student(student, folder, dtype=dtype, writes=writes)
+    trainer.ranks.wait()   # a further stage reads what was written
+    return written
 
 
 def _entry(report: StepReport, device: torch.device) -> dict[str, Any]:
@@ -150,10 +176,21 @@ class _RunLog:
     """One JSON object a line; and the trackers that were asked for.
 
     Lines of steps after the one that the run goes on from are dropped: they are about to be made again.
+
+    Args:
+        writes: of several ranks the first one alone does.
     """
 
-    def __init__(self, folder: Path, step: int, config: TrainConfig) -> None:
+    def __init__(self, folder: Path, step: int, config: TrainConfig, *, writes: bool) -> None:
         self.path = folder / LOG_FILE
+        self._file: TextIO | None = None
+        self._trackers = Trackers(
+            config.run.trackers if writes else (), run_name=config.name, folder=folder, settings=_plain(config)
+        )
+        if writes:
+            self._file = self._opened(folder, step)
+
+    def _opened(self, folder: Path, step: int) -> TextIO:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -161,12 +198,13 @@ class _RunLog:
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(line + "\n" for line in kept))
             os.replace(partial, self.path)
-            self._file = self.path.open("a", encoding="utf-8")
+            return self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({error.strerror}); choose another output") from error
-        self._trackers = Trackers(config.run.trackers, run_name=config.name, folder=folder, settings=_plain(config))
 
     def write(self, entry: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
@@ -178,7 +216,8 @@ class _RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self._trackers.close()
 
 

@@ -18,6 +18,9 @@ from ..config import WAN_S2V_14B, ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..models.dit import WanS2VTransformer
 from ..models.text_encoder import build_text_encoder
+from ..parallel.context import share_sequences
+from ..parallel.ranks import Ranks
+from ..parallel.weights import shard_layers, shard_rest
 from ..placement import DTYPES
 from .config import TrainConfig
 from .initialise import add_nothing_yet, initialise
@@ -32,13 +35,16 @@ def model_config(config: TrainConfig) -> ModelConfig:
     return WAN_S2V_14B if config.model.config is None else read_model_config(config.model.config)
 
 
-def build_student(config: TrainConfig, *, device: torch.device) -> Student:
+def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | None = None) -> Student:
     """The student of a run, before its first step.
+
+    Args:
+        ranks: that share it out among themselves.
 
     Raises: ConfigError, CheckpointError.
     """
     source, settings = config.model, model_config(config)
-    transformer = build_transformer(settings, source.weights, seed=config.run.seed).to(device)
+    transformer = build_transformer(settings, source.weights, seed=config.run.seed)
     transformer.compute_dtype = DTYPES[source.compute_dtype]
     if source.text_encoder == "trained":
         prompts = build_prompts(settings, source.text_weights, seed=config.run.seed)
@@ -57,6 +63,11 @@ def build_student(config: TrainConfig, *, device: torch.device) -> Student:
         checkpoint_blocks(transformer)
     if source.compile_blocks:
         compile_blocks(transformer)
+    if ranks is None or ranks.meshes is None:
+        return student.to(device)
+    share_sequences(transformer, ranks)
+    shard_layers(transformer, ranks.meshes.world)   # brings each part to its device by itself
+    shard_rest(student, ranks.meshes.world)
     return student
 
 

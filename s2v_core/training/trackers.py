@@ -44,7 +44,8 @@ class Trackers:
 
     def close(self) -> None:
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            for tracker in self._accelerator.trackers:   # end_training would end the processes' connection too
+                tracker.finish()
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError
+from ..parallel.weights import gathered_rest
 from .config import ObjectiveConfig, TrainConfig
 from .dataset import WindowBatches
 from .objective import draw, velocity_loss
@@ -70,7 +71,8 @@ class Validation:
                 )
             if self._samples is not None:
                 path = self.config.run.output / SAMPLES / f"step-{trainer.step:08d}.mp4"
-                found["samples"] = self._samples.make(student, path if trainer.ranks.is_main else None)
+                with gathered_rest(student):
+                    found["samples"] = self._samples.make(student, path if trainer.ranks.is_main else None)
         return {name: scores for name, scores in found.items() if scores}
 
 

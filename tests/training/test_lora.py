@@ -71,7 +71,7 @@ def test_a_fresh_one_changes_nothing_and_training_it_moves_nothing_else():
 
 def test_its_file_gives_a_plain_model_what_was_learnt(tmp_path):
     student = lora_student()
-    path = export_lora(student.transformer, tmp_path, dtype=torch.float32)
+    (path,) = export_lora(student.transformer, tmp_path, dtype=torch.float32)
     names = set(load_file(path))
     for part in ("lora_A.weight", "lora_B.weight", "alpha"):
         assert f"diffusion_model.blocks.1.ffn.2.{part}" in names

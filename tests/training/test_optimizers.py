@@ -10,11 +10,15 @@ import torch
 from torch import nn
 
 from s2v_core.errors import ConfigError
+from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.training.checkpoint import load_checkpoint, save_checkpoint
 from s2v_core.training.config import OptimizerConfig
+from s2v_core.training.initialise import initialise
 from s2v_core.training.optimizers import make_optimizer, set_learning_rate
+from s2v_core.training.student import Student
 
 from .test_trainer import OPTIMIZER, losses, make_trainer
+from .tiny import CONFIG as TINY
 from .tiny import tiny_student
 
 CONFIG = OptimizerConfig(learning_rate=1e-2)
@@ -78,7 +82,7 @@ def test_moments_in_8_bits_learn_are_small_and_are_resumed_bit_for_bit(tmp_path)
     assert moments.codes.dtype == torch.uint8 and moments.codes.numel() == 64 * 64
     first, second = Line(small), Line(small)
     first.losses(0, 3)
-    saved = load_checkpoint(save_checkpoint(tmp_path, 3, state_of(first), keep=1))
+    (saved,) = load_checkpoint(save_checkpoint(tmp_path, 3, state_of(first), keep=1))
     second.layer.load_state_dict(saved["weights"])
     second.optimizer.load_state_dict(saved["optimizer"])
     assert second.losses(3, 6) == expected[3:]
@@ -94,3 +98,20 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
 def test_moments_that_are_offloaded_and_in_8_bits_are_refused():
     with pytest.raises(ConfigError, match="not both"):
         OptimizerConfig(moments="8bit", offload=True)
+
+
+def test_a_trainer_with_moments_in_8_bits_goes_on_bit_for_bit(tmp_path):
+    def trainer():
+        wide = WanS2VTransformer(replace(TINY, dim=96, ffn_dim=128))
+        initialise(wide, seed=0)
+        wide.requires_grad_(False)
+        wide.blocks[0].ffn[0].weight.requires_grad_(True)   # torchao compiles for every shape: one is enough
+        student = Student(wide, negative=torch.ones(1, 3, 12))
+        return make_trainer(student=student, optimizer=replace(OPTIMIZER, moments="8bit"))
+
+    expected = losses(trainer(), 4)
+    first, second = trainer(), trainer()
+    losses(first, 2)
+    (saved,) = load_checkpoint(save_checkpoint(tmp_path, 2, {"trainer": first.state_dict()}, keep=1))
+    second.load_state_dict(saved["trainer"])
+    assert losses(second, 2) == expected[2:]

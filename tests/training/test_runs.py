@@ -189,7 +189,7 @@ def test_sigterm_saves_the_step_at_hand_and_says_how_to_go_on(settings, tmp_path
     last = list(losses(tmp_path / "out"))[-1]
     assert process.returncode == 130 and last < 40
     assert f"step {last} is saved, and the same command goes on there" in said.decode()
-    assert load_newest(tmp_path / "out/checkpoints")["trainer"]["step"] == last
+    assert load_newest(tmp_path / "out/checkpoints")[0]["trainer"]["step"] == last
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_checkpoints_that_are_there(tmp_path, monkeypatch)
     with pytest.raises(OutputError, match="No space left.*earlier ones are kept"):
         save_checkpoint(tmp_path, 2, {"x": torch.ones(3)}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.checkpoint"]
-    assert torch.equal(load_newest(tmp_path)["x"], torch.ones(3))
+    assert torch.equal(load_newest(tmp_path)[0]["x"], torch.ones(3))
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
@@ -242,9 +242,9 @@ def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, monkeypatc
     assert message in caplog.text and "Traceback" not in caplog.text
 
 
-def test_several_processes_are_refused_rather_than_let_write_over_each_other(settings, monkeypatch):
+def test_processes_that_are_not_connected_are_refused_rather_than_let_write_over_each_other(settings, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="one device so far: launch one process"):
+    with pytest.raises(ConfigError, match="2 processes were launched, and they are not connected"):
         train(config_of(settings), device=CPU, progress=Silent())
 
 
