@@ -109,6 +109,9 @@ def _refuse_shared(jobs: Sequence[Job], name: str, paths: Sequence[Path | None])
             raise ConfigError(f"{other.where} and {job.where} have the same {name}, {path}; give each its own")
 
 
+READ = ("image", "audio", "driving-audio", "pose-video", "pose-footage", "storyboard", "who-speaks")   # media and text
+
+
 def make_job(values: Mapping[str, object], where: str = "") -> Job:
     """A job from checked option values; options of other scopes are left alone.
 
@@ -116,11 +119,12 @@ def make_job(values: Mapping[str, object], where: str = "") -> Job:
     """
     said = {name: value for name, value in values.items() if OPTIONS[name].scope == JOB and value is not None}
     has_voices = any(speaker.audio is not None for speaker in said.get("speaker", ()))
-    needed = ("image", "output") if has_voices else ("image", "audio", "output")
+    has_sound = has_voices or "say" in said
+    needed = ("image", "output") if has_sound else ("image", "audio", "output")
     missing = [f"--{name}" for name in needed if name not in said]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} must be given")
-    read = [(name, said.get(name)) for name in ("image", "audio", "pose-video", "storyboard", "who-speaks")]
+    read = [(name, said.get(name)) for name in READ]
     read += [("speaker's audio", speaker.audio) for speaker in said.get("speaker", ())]
     for name, path in read:
         if path is not None and path.resolve() == said["output"].resolve():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .geometry import VideoSize
-from .speakers import Speaker, parse_speaker
+from .speakers import Speaker, parse_seconds, parse_speaker
 
 AREAS = {"480p": 832 * 480, "720p": 1280 * 720}   # pixels of a video
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -60,6 +60,14 @@ def number(name: str, value: object) -> float:
         return found
     except ValueError:
         raise ConfigError(f"{name} must be a number, got {value!r}") from None
+
+
+def seconds(name: str, value: object) -> float:
+    """12.5, or 1:02.5."""
+    try:
+        return parse_seconds(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def flag(name: str, value: object) -> bool:
@@ -127,8 +135,8 @@ class Option:
         return self.field or self.name.replace("-", "_")
 
 
-WHAT, PICTURE, SAMPLING, MODEL, WORK = (
-    "what to make", "picture and time", "sampling", "model and machine", "jobs and messages"
+WHAT, SOUND, POSE, PICTURE, SAMPLING, MODEL, WORK = (
+    "what to make", "sound", "pose", "picture and time", "sampling", "model and machine", "jobs and messages"
 )  # fmt: skip
 
 OPTIONS: dict[str, Option] = {
@@ -151,18 +159,57 @@ OPTIONS: dict[str, Option] = {
                help="what should not be seen (default: the model's own list)"),
         Option(name="output", group=WHAT, metavar="FILE", parse=file, short="-o",
                help="the video to write, an .mp4"),
-        Option(name="pose-video", group=WHAT, metavar="FILE", parse=file,
-               help="a video of drawn poses to follow, at any frame rate (default: free movement)"),
         Option(name="storyboard", group=WHAT, metavar="FILE", parse=file,
                help="prompts by their times, a line each ('0:12.5 she laughs') or YAML: each holds from the clip that "
                     "begins nearest to its time (default: one prompt throughout)"),
         Option(name="start-from-image", group=WHAT, parse=flag,
                help="begin with the picture itself, instead of only keeping its looks"),
+        Option(name="say", group=SOUND, metavar="TEXT", parse=text,
+               help="words to speak in place of --audio, by espeak-ng on this machine (pip install 'wan-s2v[say]' brings "
+                    "it); the wav is kept beside the output"),
+        Option(name="voice", group=SOUND, metavar="NAME", parse=text,
+               help="who says them: a language and a variant of espeak-ng, such as de or en-us+f3 (default: en-us)"),
+        Option(name="driving-audio", group=SOUND, metavar="FILE", parse=file,
+               help="moves the mouth in place of what is heard: the vocals alone of a song, on the clock of --audio "
+                    "(default: --audio)"),
+        Option(name="audio-start", group=SOUND, metavar="TIME", parse=seconds,
+               help="leave out the sound before it; seconds, or minutes:seconds (default: 0)"),
+        Option(name="audio-end", group=SOUND, metavar="TIME", parse=seconds,
+               help="leave out the sound after it (default: its end)"),
+        Option(name="audio-offset", group=SOUND, metavar="MS", parse=number,
+               help="milliseconds that the picture moves later than the sound; below 0, earlier. What is heard stays "
+                    "where it is (default: 0)"),
+        Option(name="loudness", group=SOUND, metavar="LUFS", parse=number,
+               help="bring every 3 s of the driving sound to one loudness, such as -23: whispers move the mouth too. "
+                    "What is heard stays as it is (default: off)"),
+        Option(name="noise-gate", group=SOUND, metavar="DB", parse=number,
+               help="silence below a level, such as -45, in the driving sound, after --loudness: noise does not move "
+                    "the mouth. What is heard stays as it is (default: off)"),
+        Option(name="pose-video", group=POSE, metavar="FILE", parse=file,
+               help="a video of drawn poses to follow, at any frame rate (default: free movement)"),
+        Option(name="pose-footage", group=POSE, metavar="FILE", parse=file,
+               help="or footage of a person to follow: the poses are drawn from it, a third of a second of work per "
+                    "frame; needs mediapipe: pip install 'wan-s2v[pose]'"),
+        Option(name="pose-strength", group=POSE, metavar="X", parse=number,
+               help="how closely: 0 (not at all) to 2 (default: 1)"),
+        Option(name="pose-start", group=POSE, metavar="TIME", parse=seconds,
+               help="follow it only from this moment of the video on; to the nearest four frames (default: 0)"),
+        Option(name="pose-end", group=POSE, metavar="TIME", parse=seconds,
+               help="and only up to this one (default: the video's end)"),
+        Option(name="pose-skip", group=POSE, metavar="TIME", parse=seconds,
+               help="leave out so much of the pose video's beginning (default: 0)"),
+        Option(name="pose-steps", group=POSE, metavar="K", parse=whole,
+               help="follow it in the first K denoising steps of each clip, and leave the rest to the sound "
+                    "(default: all)"),
         Option(name="size", group=PICTURE, metavar="SIZE", parse=size,
                help="WIDTHxHEIGHT in pixels, multiples of 16; or 480p, 720p: the picture's shape at that area "
                     "(default: the picture's shape at the model's area)"),
         Option(name="fps", group=PICTURE, metavar="N", parse=number,
-               help="frames per second, 1 to 120 (default: 16, which Wan-S2V was trained at)"),
+               help="frames per second that are made, 1 to 120: 24, 25 and 30 take 1.5, 1.6 and 1.9 times the work of "
+                    "16, and movements are a little slower than life (default: 16, which Wan-S2V was trained at)"),
+        Option(name="output-fps", group=PICTURE, metavar="N", parse=number,
+               help="frames per second of the file, above --fps: frames between frames by their motion, at the end, "
+                    "for some 3 s of work per second at 832x480; fast hands may smear (default: --fps)"),
         Option(name="frames", group=PICTURE, metavar="N", parse=whole, field="num_frames",
                help="stop after N frames (default: as many as cover the sound)"),
         Option(name="seed", group=SAMPLING, metavar="N", parse=whole,
@@ -187,6 +234,12 @@ OPTIONS: dict[str, Option] = {
         Option(name="continuity", group=SAMPLING, metavar="HOW", parse=text,
                help="how a clip continues the one before: exact, as the reference does it; "
                     "or carry, which decodes less and looks slightly different (default: exact)"),
+        Option(name="first-window", group=SAMPLING, metavar="WHAT", parse=text,
+               help="with --start-from-image, what was before its last moments: grey, as in the reference, or the "
+                    "image all along (default: grey)"),
+        Option(name="match-colour", group=SAMPLING, metavar="HOW", parse=text,
+               help="against drifting colours: each clip is given the picture's, by lab (lightness and two colour "
+                    "axes) or mkl (red, green and blue together); or off (default: off)"),
         Option(name="model", group=MODEL, metavar="DIR", parse=file, scope=MODELS, field="folder",
                help="folder of Wan2.2-S2V-14B weights (default: the small model that comes with this package)"),
         Option(name="lora", group=MODEL, metavar="FILE[:STRENGTH]", parse=loras, scope=MODELS, field="loras",

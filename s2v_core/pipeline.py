@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,17 +23,22 @@ from torch import Tensor
 from .cast import Cast, open_cast
 from .components import Components
 from .conditioning.audio import SoundFeatures, num_video_frames
+from .conditioning.driving import Driving, drive, exact
 from .conditioning.image import fit_picture
 from .conditioning.pose import PoseVideo
+from .conditioning.pose_footage import drawn_poses, skeleton_finder
 from .errors import ConfigError, OutputError
 from .geometry import VideoSize, fit_size
-from .media.audio_io import Sound, open_sound
+from .media.audio_io import open_sound
 from .media.image_io import read_picture
-from .media.video_io import join_segments, probe_video, read_timed_frames, require_writable
+from .media.interpolate import write_interpolated
+from .media.speech import VOICE, speech_file
+from .media.video_io import TimedFrame, join_segments, probe_video, read_timed_frames, require_writable
 from .models.vae import decoder_receptive_field
 from .placement import MemoryEstimate
 from .request import Request
 from .types import ClipPlan, Conditioning, DecodedClip, Direction, SamplerSettings
+from .video.color import ColourMatch, Grade
 from .video.fill import fill_take, sound_digest
 from .video.storyboard import PlacedScene, Scene, Script, direct, place_scenes, read_storyboard, unseen
 from .video.take import Take
@@ -75,8 +81,10 @@ class JobPlan:
     """What a run will do, known before any weight is read."""
 
     size: VideoSize
-    num_frames: int
+    num_frames: int          # that are made, at `fps`
     fps: float
+    output_frames: int       # of the file, at `output_fps`: other than made where frames are interpolated
+    output_fps: float
     clips: tuple[ClipPlan, ...]
     settings: SamplerSettings
     take: Path
@@ -85,11 +93,16 @@ class JobPlan:
     scenes: tuple[PlacedScene, ...] = ()
     remarks: tuple[str, ...] = ()
 
+    @property
+    def is_interpolated(self) -> bool:
+        return self.output_fps != self.fps
+
     def __str__(self) -> str:
         s = self.settings
         done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
         lines = [
             f"video   {self.size}, {self.num_frames} frames at {self.fps:g} fps, {self.num_frames / self.fps:.2f} s",
+            *([f"file    {self.output_frames} frames at {self.output_fps:g} fps"] if self.is_interpolated else []),
             f"clips   {len(self.clips)}{done}",
             f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {_guidance(s)}",
             f"memory  {self.estimate}",
@@ -115,7 +128,7 @@ class _Job:
     request: Request
     picture: Image.Image
     cast: Cast
-    sound: Sound
+    driving: Driving
     pose: PoseVideo | None
     scripts: tuple[Script, ...]              # one per clip
     pictures: dict[str, Image.Image]         # of the scenes, by the names in their scripts
@@ -217,7 +230,10 @@ class WanS2VPipeline:
             if request.take is None:
                 shutil.rmtree(job.plan.take, ignore_errors=True)
         progress.finished(request.output)
-        return RunResult(path=request.output, num_frames=job.plan.num_frames, seconds=job.plan.num_frames / request.fps)
+        plan = job.plan
+        return RunResult(
+            path=request.output, num_frames=plan.output_frames, seconds=plan.output_frames / plan.output_fps
+        )
 
     def __call__(
         self,
@@ -238,7 +254,7 @@ class WanS2VPipeline:
         """Generate now, save later: `pipe(audio_path=..., image_path=..., prompt=...).save("out.mp4")`.
 
         Args:
-            audio_path: None: `speakers` have voices of their own.
+            audio_path: None: `speakers` have voices of their own, or there are words to `say`.
             num_frames: None: the whole sound.
             height, width: pixels, both or neither; None: the picture's shape at the model's area.
             generator: its initial seed is the video's seed; None: 0.
@@ -261,7 +277,7 @@ class WanS2VPipeline:
         folder = tempfile.TemporaryDirectory(prefix="wan-s2v-")
         video = Path(folder.name) / "video.mp4"
         result = self.run(replace(request, output=video), progress)
-        return PipelineResult(folder, video, result.num_frames, request.fps)
+        return PipelineResult(folder, video, result.num_frames, request.output_fps or request.fps)
 
     # ---- the parts of a run ---------------------------------------------------------------------------------------
 
@@ -273,27 +289,30 @@ class WanS2VPipeline:
                 require_writable(request.output)
             picture = read_picture(request.image)
             size = request.size or fit_size(*picture.size, request.max_area or self.components.config.default_area)
+            if request.say is not None:
+                request = replace(request, say=None, audio=_say(request))
             cast = stack.enter_context(open_cast(request, picture, size))
-            sound = stack.enter_context(open_sound(cast.heard))
-            pose = None
-            if request.pose_video is not None:
-                pose = _open_pose(request.pose_video, size, request.fps)
+            heard, separate = stack.enter_context(open_sound(cast.heard)), None
+            if request.driving_audio is not None:
+                separate = stack.enter_context(open_sound(request.driving_audio))
+            driving = drive(heard, separate, request.driving_settings())
+            pose = _open_pose(request, size)
             scenes = () if request.storyboard is None else read_storyboard(request.storyboard)
             pictures = {scene.image: read_picture(Path(scene.image)) for scene in scenes if scene.image is not None}
-            plan = self._plan(request, size, sound, pose, scenes)
+            plan = self._plan(request, size, driving, pose, scenes)
             clips, scripts = direct(plan.clips, plan.scenes)
             job = _Job(
-                request=request, picture=picture, cast=cast, sound=sound, pose=pose, scripts=scripts, pictures=pictures,
-                plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks)),
+                request=request, picture=picture, cast=cast, driving=driving, pose=pose, scripts=scripts,
+                pictures=pictures, plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks)),
             )  # fmt: skip
             finished = Take.count_finished(plan.take, _made_from(job))
             yield replace(job, plan=replace(job.plan, finished_clips=finished))
 
     def _plan(
-        self, request: Request, size: VideoSize, sound: Sound, pose: PoseVideo | None, scenes: Sequence[Scene]
+        self, request: Request, size: VideoSize, driving: Driving, pose: PoseVideo | None, scenes: Sequence[Scene]
     ) -> JobPlan:
         config = self.components.config
-        whole = num_video_frames(sound, request.fps)
+        whole = num_video_frames(driving.sound, request.fps)
         num_frames = whole if request.num_frames is None else min(request.num_frames, whole)
         clips = plan_clips(
             num_frames, request.clip_settings(), seed=request.seed, start_from_image=request.start_from_image
@@ -306,13 +325,15 @@ class WanS2VPipeline:
             size=size,
             num_frames=num_frames,
             fps=request.fps,
+            output_frames=_output_frames(request, num_frames, whole, driving),
+            output_fps=request.output_fps or request.fps,
             clips=clips,
             settings=settings,
             take=request.take or _take_beside(request.output),
             finished_clips=0,
             estimate=self.components.estimate(size, request.clip_settings()),
             scenes=placed,
-            remarks=(*_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
+            remarks=(*driving.remarks, *_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
         )
 
     def _fill(self, take: Take, job: _Job, progress: Progress) -> None:
@@ -326,6 +347,7 @@ class WanS2VPipeline:
                 continuity=job.request.continuity,
                 decoder_reach=decoder_receptive_field(self.components.config.vae),
                 watch=Told(progress, clips=len(job.plan.clips), steps=job.plan.settings.steps),
+                grade=_grade(job),
             )  # fmt: skip
 
     def _condition(self, job: _Job) -> Conditioning:
@@ -336,8 +358,7 @@ class WanS2VPipeline:
         prompts = [request.prompt if script.prompt is None else script.prompt for script in job.scripts]
         texts = list(dict.fromkeys([*prompts, negative]))   # each is encoded once
         embeds = dict(zip(texts, self.components.encode_prompts(texts), strict=True))
-        names = list(dict.fromkeys(script.image for script in job.scripts))
-        pictures = {n: fit_picture(job.picture if n is None else job.pictures[n], size) for n in names}
+        pictures = _fitted_pictures(job)
         latents = {name: self.components.codec.encode(picture) for name, picture in pictures.items()}
         directions = tuple(
             Direction(
@@ -349,7 +370,7 @@ class WanS2VPipeline:
         )
         first = directions[0]
         hidden_states = self.components.hidden_states
-        track = SoundFeatures(job.sound, hidden_states, fps=request.fps)
+        track = SoundFeatures(job.driving.sound, hidden_states, fps=request.fps)
         audio, speakers = job.cast.features(track, hidden_states, request.fps)
         return Conditioning(
             size=size,
@@ -361,18 +382,32 @@ class WanS2VPipeline:
             audio=audio,
             speakers=speakers,
             pose=job.pose,
+            pose_control=request.pose_control(),
         )
 
     def _join(self, take: Take, job: _Job, output: Path) -> None:
-        plan = job.plan
-        join_segments(take.segments, output, audio=job.cast.heard, fps=plan.fps, num_frames=plan.num_frames)
+        plan, segments = job.plan, take.segments
+        smooth = take.folder / "interpolated.mp4"
+        try:
+            if plan.is_interpolated:
+                write_interpolated(
+                    segments, smooth, fps=plan.fps, to_fps=plan.output_fps, num_frames=plan.output_frames
+                )
+                segments = (smooth,)
+            join_segments(
+                segments, output, audio=job.cast.heard, fps=plan.output_fps, num_frames=plan.output_frames,
+                audio_start=job.driving.start, audio_seconds=job.driving.seconds,
+            )  # fmt: skip
+        finally:
+            smooth.unlink(missing_ok=True)
 
     def _fingerprint(self, job: _Job) -> dict[str, object]:
         """Everything that changes a pixel of every clip: a take is continued only by a job that is alike in it."""
         request, plan = job.request, job.plan
         return {
             "speakers": job.cast.fingerprint(),
-            "pose_video": None if request.pose_video is None else _sha256(request.pose_video),
+            "pose": _pose_fingerprint(request),
+            "match_colour": request.match_colour,
             "negative_prompt": request.negative_prompt,
             "size": str(plan.size),
             "sampler": asdict(plan.settings),
@@ -407,8 +442,57 @@ def _guidance(settings: SamplerSettings) -> str:
     return f"{text:g}" if text == audio else f"{text:g}, of the sound {audio:g}"
 
 
-def _open_pose(path: Path, size: VideoSize, fps: float) -> PoseVideo:
-    return PoseVideo(lambda: read_timed_frames(path), duration=probe_video(path).duration, size=size, fps=fps)
+def _say(request: Request) -> Path:
+    """The words of a request, spoken; beside its output."""
+    assert request.say is not None
+    return speech_file(request.say, request.voice or VOICE, request.output or Path("video.mp4"))
+
+
+def _open_pose(request: Request, size: VideoSize) -> PoseVideo | None:
+    path = request.pose_video or request.pose_footage
+    if path is None:
+        return None
+    duration = probe_video(path).duration
+    if request.pose_skip >= duration:
+        raise ConfigError(f"{path} lasts {duration:.2f} s: leaving out {request.pose_skip:g} s leaves nothing of it")
+    find = None if request.pose_footage is None else skeleton_finder()
+
+    def read() -> Iterator[TimedFrame]:
+        frames = read_timed_frames(path)
+        return frames if find is None else drawn_poses(frames, find)
+
+    return PoseVideo(read, duration=duration, size=size, fps=request.fps, start=request.pose_skip)
+
+
+def _pose_fingerprint(request: Request) -> dict[str, object] | None:
+    path = request.pose_video or request.pose_footage
+    if path is None:
+        return None
+    is_drawn = request.pose_footage is None
+    return {"file": _sha256(path), "drawn": is_drawn, "skip": request.pose_skip, **asdict(request.pose_control())}
+
+
+def _fitted_pictures(job: _Job) -> dict[str | None, Tensor]:
+    """The reference pictures of the clips, by the names in their scripts."""
+    names = dict.fromkeys(script.image for script in job.scripts)
+    return {n: fit_picture(job.picture if n is None else job.pictures[n], job.plan.size) for n in names}
+
+
+def _grade(job: _Job) -> Grade | None:
+    """Each clip's frames to the colours of its reference picture."""
+    method = job.request.match_colour
+    if method == "off":
+        return None
+    matches = {name: ColourMatch(picture, method) for name, picture in _fitted_pictures(job).items()}
+    return lambda plan, frames: matches[job.scripts[plan.index].image](frames)
+
+
+def _output_frames(request: Request, num_frames: int, whole: int, driving: Driving) -> int:
+    """Frames of the file: as many as cover the sound, or what is made of it."""
+    if request.output_fps is None:
+        return num_frames
+    seconds = driving.seconds if num_frames == whole else num_frames / exact(request.fps)
+    return max(1, math.ceil(seconds * exact(request.output_fps)))
 
 
 def _take_beside(output: Path | None) -> Path:
@@ -419,10 +503,9 @@ def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | No
     remarks = []
     if request.num_frames is not None and request.num_frames > whole:
         remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with it")
-    if pose is not None and pose.duration < num_frames / request.fps:
-        remarks.append(
-            f"the pose video lasts {pose.duration:.2f} s of {num_frames / request.fps:.2f} s: the rest moves freely"
-        )
+    seconds = min(num_frames / request.fps, request.pose_end or math.inf)
+    if pose is not None and pose.duration < seconds:
+        remarks.append(f"the pose video lasts {pose.duration:.2f} s of {seconds:.2f} s: the rest moves freely")
     return tuple(remarks)
 
 
@@ -439,7 +522,7 @@ def _made_from(job: _Job) -> list[dict[str, object]]:
             "prompt": job.request.prompt if script.prompt is None else script.prompt,
             "guidance_scale": script.guidance_scale,
             "image": pictures[script.image],
-            "audio": sound_digest(job.sound, plan, job.plan.fps),
+            "audio": sound_digest(job.driving.sound, plan, job.plan.fps),
         }
         for plan, script in zip(job.plan.clips, job.scripts, strict=True)
     ]

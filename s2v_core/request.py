@@ -5,13 +5,22 @@ Knows no files' contents and no models; `pipeline.py` turns a request into a vid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import ConfigError
 from .geometry import VideoSize
 from .speakers import Speaker, check_speakers
-from .types import CONTINUITIES, SOLVERS, ClipSettings, SamplerSettings
+from .types import (
+    COLOR_MATCHES,
+    CONTINUITIES,
+    FIRST_WINDOWS,
+    SOLVERS,
+    ClipSettings,
+    DrivingSettings,
+    PoseControl,
+    SamplerSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +29,15 @@ class Request:
 
     image: Path                          # the reference picture
     audio: Path | None = None            # what is heard: any sound or video file that has sound;
-                                         # None: the speakers' own voices together
+                                         # None: `say`, or the speakers' own voices together
+    say: str | None = None               # words to speak in place of `audio`; the wav is written beside the output
+    voice: str | None = None             # espeak-ng's name of who says them; None: "en-us"
+    driving_audio: Path | None = None    # what moves the mouth, on the clock of `audio`; None: what is heard
+    audio_start: float = 0.0             # seconds of the sound: the video begins there
+    audio_end: float | None = None       # None: the sound's end
+    audio_offset: float = 0.0            # milliseconds that the picture moves later than the sound
+    loudness: float | None = None        # LUFS that the driving sound is brought to; None: as it is
+    noise_gate: float | None = None      # dB below which the driving sound is silence; None: never
     speakers: tuple[Speaker, ...] = ()   # who speaks, and where; none: everybody in the picture hears `audio`
     who_speaks: Path | None = None       # a file that shares `audio` out to speakers: `speakers.py` says how
     prompt: str = ""
@@ -30,6 +47,7 @@ class Request:
     max_area: int | None = None          # pixels; None: the model's
     num_frames: int | None = None        # None: ceil(duration * fps), the whole sound
     fps: float = 16.0
+    output_fps: float | None = None      # of the file, by interpolation; None: `fps`
     steps: int | None = None
     shift: float | None = None
     guidance_scale: float | None = None
@@ -39,9 +57,17 @@ class Request:
     solver: str = "unipc"
     seed: int = 0                        # clip r draws its noise from seed + r
     clip_frames: int = 80                # new frames per clip, a multiple of 4
-    pose_video: Path | None = None
+    pose_video: Path | None = None       # drawn poses
+    pose_footage: Path | None = None     # or footage of a person, to draw them from
+    pose_strength: float = 1.0           # 0 to 2
+    pose_start: float = 0.0              # seconds of the video between which the pose is followed
+    pose_end: float | None = None        # None: to the end
+    pose_skip: float = 0.0               # seconds left out at the beginning of the pose video or footage
+    pose_steps: int | None = None        # only in the first denoising steps of each clip; None: in all
     storyboard: Path | None = None       # a file of prompts by their times: `video/storyboard.py` says how
     start_from_image: bool = False       # the video continues from the picture, instead of only keeping its identity
+    first_window: str = "grey"           # before the picture's last moments, where the video starts from it; or "image"
+    match_colour: str = "off"            # "lab", "mkl": each clip is given the reference picture's colours
     continuity: str = "exact"            # "exact": the reference's decode; "carry": cheaper, slightly different
     take: Path | None = None             # folder of finished clips; None: beside the output
 
@@ -54,12 +80,64 @@ class Request:
             raise ConfigError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
         if self.continuity not in CONTINUITIES:
             raise ConfigError(f"continuity must be one of {', '.join(CONTINUITIES)}; got {self.continuity!r}")
-        check_speakers(self.speakers, self.audio, self.who_speaks)
+        if self.match_colour not in COLOR_MATCHES:
+            raise ConfigError(f"match_colour must be one of {', '.join(COLOR_MATCHES)}; got {self.match_colour!r}")
+        self._check_window()
+        self._check_sound()
+        self._check_pose()
         self.clip_settings()
         self.sampler_settings(steps=1, shift=1.0, guidance_scale=1.0)
 
+    def _check_window(self) -> None:
+        if self.first_window not in FIRST_WINDOWS:
+            raise ConfigError(f"first_window must be one of {', '.join(FIRST_WINDOWS)}; got {self.first_window!r}")
+        if self.first_window == "image" and not self.start_from_image:
+            raise ConfigError("first_window image is for videos that start from the image: give start_from_image too")
+        if self.output_fps is not None and not self.fps < self.output_fps <= 120:
+            raise ConfigError(f"output_fps must be above fps ({self.fps:g}) and at most 120, got {self.output_fps:g}")
+
+    def _check_sound(self) -> None:
+        if self.say is not None and self.audio is not None:
+            raise ConfigError("give either audio or words to say, not both")
+        check_speakers(self.speakers, Path("speech.wav") if self.say is not None else self.audio, self.who_speaks)
+        is_plain = self.driving_audio is None and self.driving_settings().is_plain
+        if any(speaker.audio is not None for speaker in self.speakers) and not is_plain:
+            raise ConfigError(
+                "speakers who have audio of their own are driven by it as it is: leave out driving_audio, audio_start, "
+                "audio_end, audio_offset, loudness and noise_gate, or share one audio out with who_speaks"
+            )
+
+    def _check_pose(self) -> None:
+        if self.pose_video is not None and self.pose_footage is not None:
+            raise ConfigError("give either a pose video or footage to draw poses from, not both")
+        if not self.pose_start >= 0 or not self.pose_skip >= 0:
+            got = f"{self.pose_start:g} and {self.pose_skip:g}"
+            raise ConfigError(f"pose_start and pose_skip must be 0 or more, got {got}")
+        if self.pose_end is not None and not self.pose_end > self.pose_start:
+            raise ConfigError(f"pose_end must come after pose_start ({self.pose_start:g} s), got {self.pose_end:g}")
+        self.pose_control()
+
     def clip_settings(self) -> ClipSettings:
-        return ClipSettings(frames=self.clip_frames, fps=self.fps)
+        settings = ClipSettings(frames=self.clip_frames, fps=self.fps)
+        return replace(settings, still_frames=settings.motion_frames) if self.first_window == "image" else settings
+
+    def driving_settings(self) -> DrivingSettings:
+        return DrivingSettings(
+            start=self.audio_start,
+            end=self.audio_end,
+            offset=self.audio_offset,
+            loudness=self.loudness,
+            gate=self.noise_gate,
+        )
+
+    def pose_control(self) -> PoseControl:
+        """The pose's share of the settings, in frames of the video."""
+        return PoseControl(
+            strength=self.pose_strength,
+            start_frame=round(self.pose_start * self.fps),
+            stop_frame=None if self.pose_end is None else round(self.pose_end * self.fps),
+            steps=self.pose_steps,
+        )
 
     def sampler_settings(self, *, steps: int, shift: float, guidance_scale: float) -> SamplerSettings:
         """The sampler's settings, with the model's defaults where the request is silent."""

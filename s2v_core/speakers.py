@@ -141,7 +141,7 @@ def check_speakers(speakers: Collection[Speaker], audio: Path | None, who_speaks
     silent = [number for number, speaker in enumerate(speakers, 1) if speaker.audio is None]
     names = [speaker.name or str(number) for number, speaker in enumerate(speakers, 1)]
     if not speakers and audio is None:
-        raise ConfigError("a video needs a sound: give audio, or speakers with theirs")
+        raise ConfigError("a video needs a sound: give audio, words to say, or speakers with audio of their own")
     if who_speaks is None and silent:
         raise ConfigError(
             f"speaker {silent[0]} has no audio of its own, and no file says when the sound is whose (who-speaks)"

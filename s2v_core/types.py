@@ -17,6 +17,8 @@ from .geometry import VideoSize
 
 SOLVERS = ("unipc", "dpm++", "euler", "few-step")
 CONTINUITIES = ("exact", "carry")
+COLOR_MATCHES = ("off", "lab", "mkl")
+FIRST_WINDOWS = ("grey", "image")
 STILL_FRAMES = 6   # of the reference picture in the memory of a video that starts from it, as in the reference
 
 StepCallback = Callable[[int, int], None]
@@ -139,6 +141,34 @@ class PoseFrames(Protocol):
     def window(self, start_frame: int, stop_frame: int) -> Tensor:
         """[1, 3, stop-start, H, W] frames in [-1, 1]: the first one before 0, -1 (black) past the end."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrivingSettings:
+    """Which stretch of a sound is heard, and how it drives the picture."""
+
+    start: float = 0.0              # seconds: what lies before is left out
+    end: float | None = None        # seconds; None: the sound's end
+    offset: float = 0.0             # milliseconds that the picture moves later than the sound
+    loudness: float | None = None   # LUFS that the driving sound is brought to; None: as it is
+    gate: float | None = None       # dB below which the driving sound is silence; None: never
+
+    def __post_init__(self) -> None:
+        if not self.start >= 0:
+            raise ConfigError(f"the sound's start must be 0 seconds or more, got {self.start:g}")
+        if self.end is not None and not self.end > self.start:
+            raise ConfigError(f"the sound's end must come after its start, got {self.start:g} s to {self.end:g} s")
+        if not abs(self.offset) <= 10_000:
+            raise ConfigError(f"the sound's offset must be within 10 seconds (10000 milliseconds), got {self.offset:g}")
+        if self.loudness is not None and not -70 < self.loudness <= 0:
+            raise ConfigError(f"loudness must be above -70 LUFS and at most 0 (speech: -23), got {self.loudness:g}")
+        if self.gate is not None and not -90 <= self.gate < 0:
+            raise ConfigError(f"a noise gate must be at -90 dB or more and below 0 (try -45), got {self.gate:g}")
+
+    @property
+    def is_plain(self) -> bool:
+        """The whole sound as it is."""
+        return self == DrivingSettings()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

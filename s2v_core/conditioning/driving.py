@@ -6,6 +6,7 @@ Knows sound that is read a stretch at a time; not files, features or pictures.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,43 @@ import numpy as np
 from ..config import FEATURE_WINDOW, SAMPLE_RATE
 from ..errors import ConfigError
 from ..media.audio_io import sound_statistics
+from ..types import DrivingSettings
 from .audio import SoundSource
+from .sound_cleaning import clean
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Driving:
+    """What drives a video, and which stretch of the heard sound it belongs to."""
+
+    sound: SoundSource   # on the video's clock
+    start: Fraction      # seconds of the heard sound that are left out
+    seconds: Fraction    # of it that are heard
+    remarks: tuple[str, ...] = ()
+
+
+def drive(heard: SoundSource, separate: SoundSource | None, settings: DrivingSettings) -> Driving:
+    """The sound that drives: the heard one, or a separate one on the same clock, as long as what is heard.
+
+    Raises: ConfigError where nothing is left; MediaError where the gate leaves nothing.
+    """
+    start, seconds = stretch(heard.duration, settings.start, settings.end)
+    source, remarks = separate or heard, []
+    if source.duration <= start:
+        raise ConfigError(
+            f"the driving audio lasts {float(source.duration):.2f} s and the start is {settings.start:g} s: nothing of "
+            "it is left; it must be on the same clock as the audio that is heard"
+        )
+    if source.duration < start + seconds:
+        remarks.append(
+            f"the driving audio lasts {float(source.duration - start):.2f} s of {float(seconds):.2f} s: "
+            "the mouth rests from there on"
+        )
+    begin = start - exact(settings.offset / 1000)
+    if begin or seconds != source.duration:
+        source = Excerpt(source, start=begin, duration=seconds)
+    sound = clean(source, loudness=settings.loudness, gate=settings.gate)
+    return Driving(sound=sound, start=start, seconds=seconds, remarks=tuple(remarks))
 
 
 def stretch(duration: Fraction, start: float, end: float | None) -> tuple[Fraction, Fraction]:

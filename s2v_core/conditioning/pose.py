@@ -41,10 +41,20 @@ class PoseVideo:
     """
 
     def __init__(
-        self, read: Callable[[], Iterator[TimedFrame]], *, duration: float, size: VideoSize, fps: float
+        self,
+        read: Callable[[], Iterator[TimedFrame]],
+        *,
+        duration: float,
+        size: VideoSize,
+        fps: float,
+        start: float = 0.0,
     ) -> None:
-        """`read` starts the source from its beginning; `duration` is its length in seconds; `fps` is the video's."""
-        self.duration = duration
+        """`read` starts the source from its beginning; `duration` is its length in seconds; `fps` is the video's.
+
+        The source's first `start` seconds are left out, of which `duration` is told as shortened.
+        """
+        self.duration = duration - start
+        self._start = start
         self._read, self._size, self._fps = read, size, fps
         self._rewind()
 
@@ -54,7 +64,7 @@ class PoseVideo:
         for index, frame in enumerate(range(start_frame, stop_frame)):
             seconds = max(frame, 0) / self._fps
             if frame <= 0 or seconds < self.duration - CLOCK_STEP:
-                window[:, :, index : index + 1] = self._shown_at(seconds)
+                window[:, :, index : index + 1] = self._shown_at(self._start + seconds)
         return window
 
     def _shown_at(self, seconds: float) -> Tensor:

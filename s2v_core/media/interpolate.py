@@ -5,15 +5,31 @@ Knows pictures and rates; the work is FFmpeg's `minterpolate` filter, which PyAV
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
+from pathlib import Path
 
 import av
 import numpy as np
 
+from .video_io import read_frames, write_segment
+
+log = logging.getLogger(__name__)
+
 # Motion is found in both directions and per block; where a block belongs to nothing, its neighbours share it. At a cut
 # the frame before it is repeated.
 MOTION = "mi_mode=mci:mc_mode=obmc:me_mode=bidir:vsbmc=1"
+
+
+def write_interpolated(segments: Sequence[Path], path: Path, *, fps: float, to_fps: float, num_frames: int) -> None:
+    """Segments of a video at `fps` as one segment at `to_fps`, with so many frames. Raises: OutputError."""
+    log.info("interpolating from %g to %g frames per second", fps, to_fps)
+    pictures = chain.from_iterable(read_frames(segment) for segment in segments)
+    from_rate, to_rate = (Fraction(rate).limit_denominator(1001) for rate in (fps, to_fps))
+    frames = interpolated(pictures, fps=from_rate, to_fps=to_rate, num_frames=num_frames)
+    write_segment(path, frames, fps=to_fps)
 
 
 def interpolated(

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..types import ClipPlan
+from ..types import COLOR_MATCHES, ClipPlan
 
-METHODS = ("lab", "mkl")
+METHODS = tuple(method for method in COLOR_MATCHES if method != "off")
 SMALLEST = {"lab": 1.0, "mkl": 1e-4}   # added to variances, so that flat colours are not blown up: 1 LAB unit, 1/100
 
 # sRGB, D65 white.

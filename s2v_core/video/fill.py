@@ -14,9 +14,10 @@ from typing import Protocol
 from torch import Tensor
 
 from ..config import SAMPLE_RATE
-from ..media.audio_io import Sound
+from ..media.audio_io import Samples
 from ..media.video_io import to_pictures, write_segment
 from ..types import ClipPlan, ClipSettings, Conditioning, DecodedClip, Denoiser, VideoCodec
+from .color import Grade
 from .generate import generate_clips
 from .take import Take
 
@@ -40,6 +41,7 @@ def fill_take(
     continuity: str,
     decoder_reach: int,
     watch: Watch,
+    grade: Grade | None = None,
 ) -> None:
     """Make the clips of `plans` that `take` lacks. Arguments as for `generate_clips`.
 
@@ -54,7 +56,7 @@ def fill_take(
 
     clips = generate_clips(
         plans, conditioning, denoiser, codec, settings,
-        continuity=continuity, past=take.past(), decoder_reach=decoder_reach, on_step=watch.step,
+        continuity=continuity, past=take.past(), decoder_reach=decoder_reach, on_step=watch.step, grade=grade,
     )  # fmt: skip
     for plan in todo:
         watch.clip_started(plan)
@@ -64,7 +66,7 @@ def fill_take(
         del clip   # a clip of frames is large, and the next one is made while this name lives
 
 
-def sound_digest(sound: Sound, plan: ClipPlan, fps: float) -> str:
+def sound_digest(sound: Samples, plan: ClipPlan, fps: float) -> str:
     """What tells the sound that drives a clip from other sound: its samples from the clip's first frame to its last."""
     start, stop = (frame * SAMPLE_RATE / fps for frame in (plan.start_frame, plan.stop_frame))
     first, last = max(0, math.floor(start)), min(sound.num_samples, math.ceil(stop))
