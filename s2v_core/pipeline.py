@@ -523,6 +523,7 @@ def _made_from(job: _Job) -> list[dict[str, object]]:
             "guidance_scale": script.guidance_scale,
             "image": pictures[script.image],
             "audio": sound_digest(job.driving.sound, plan, job.plan.fps),
+            "speakers": job.cast.said_in(plan, job.plan.fps),
         }
         for plan, script in zip(job.plan.clips, job.scripts, strict=True)
     ]

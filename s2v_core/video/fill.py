@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from ..config import SAMPLE_RATE
@@ -30,6 +32,14 @@ class Watch(Protocol):
     def clip_finished(self, clip: DecodedClip) -> None: ...
 
 
+Pictures = Callable[[ClipPlan, Tensor], Iterable[np.ndarray]]
+"""`pictures(plan, frames [1, 3, F, H, W] in [-1, 1])` -> pictures [H, W, 3] uint8, one at a time."""
+
+
+def as_drawn(plan: ClipPlan, frames: Tensor) -> Iterable[np.ndarray]:
+    return to_pictures(frames)
+
+
 def fill_take(
     take: Take,
     plans: Sequence[ClipPlan],
@@ -41,22 +51,30 @@ def fill_take(
     continuity: str,
     decoder_reach: int,
     watch: Watch,
+    pictures: Pictures = as_drawn,
     grade: Grade | None = None,
 ) -> None:
     """Make the clips of `plans` that `take` lacks. Arguments as for `generate_clips`.
 
+    The plans may be a part of the take: they are numbered on from the clips before them, and see none of these.
+
+    Args:
+        pictures: of a finished clip, as they are written; its frames themselves, as a rule.
+
     Raises: OutputError when the disk gives out; finished clips are kept, whatever ends this.
     """
-    todo = plans[take.num_finished :]
+    done = max(0, take.num_finished - plans[0].index)
+    todo = plans[done:]
     if not todo:
         return
+    past = replace(take.past(), num_clips=done) if done else None
 
     def write(path: Path, frames: Tensor) -> None:
-        write_segment(path, to_pictures(frames), fps=settings.fps)
+        write_segment(path, pictures(plan, frames), fps=settings.fps)
 
     clips = generate_clips(
         plans, conditioning, denoiser, codec, settings,
-        continuity=continuity, past=take.past(), decoder_reach=decoder_reach, on_step=watch.step, grade=grade,
+        continuity=continuity, past=past, decoder_reach=decoder_reach, on_step=watch.step, grade=grade,
     )  # fmt: skip
     for plan in todo:
         watch.clip_started(plan)
