@@ -128,7 +128,8 @@ class Samples:
             path: of the mp4s, the number of the scene is added to its name; None: nothing is written.
 
         Returns: scores of drawn faces: `mouth_r`, `worst_mouth_r` (Pearson's r of mouth opening with loudness, mean
-            and least over scenes) and `lag` (frames that the mouths come late); nothing for other footage.
+            and least over scenes), `other_r` (the mean with another scene's sound: chance) and `lag` (frames that the
+            mouths come late); nothing for other footage.
         """
         seen = []
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -158,7 +159,12 @@ class Samples:
         most = min(MOST_LAG, min(map(len, mouths)) // 4)
         by_lag = [best_lag(mouth, loudness, most)[1] for mouth, loudness in zip(mouths, heard, strict=True)]
         lag = max(by_lag[0], key=lambda lag: sum(r[lag] for r in by_lag))
-        return {"mouth_r": float(np.mean(rs)), "worst_mouth_r": min(rs), "lag": float(lag)}
+        scores = {"mouth_r": float(np.mean(rs)), "worst_mouth_r": min(rs), "lag": float(lag)}
+        if len(mouths) > 1:
+            next_scenes = [*self.scenes[1:], self.scenes[0]]
+            others = [self.loudness(scene, len(mouth)) for scene, mouth in zip(next_scenes, mouths, strict=True)]
+            scores["other_r"] = float(np.mean([correlation(*pair) for pair in zip(mouths, others, strict=True)]))
+        return scores
 
     def loudness(self, scene: Scene, num_frames: int) -> np.ndarray:
         """[F] of a scene's sound, compressed as mouths follow it."""

@@ -302,7 +302,7 @@ def test_the_progress_line_tells_loss_speed_and_time_left(monkeypatch):
         progress.stepped(report(step))
     progress.close()
     line = stream.getvalue().split("\r\x1b[K")[-1]
-    for part in ("step 150/200", "0:25 left", "loss 2.0000", "8.00 clips/s", "GB free"):
+    for part in ("step 150/200", "0:25 left", "loss 2.0000", "8.00 clips/s", "2000 tokens/s", "GB free"):
         assert part in line
     assert line.count("#") == 15
 

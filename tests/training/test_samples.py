@@ -61,7 +61,8 @@ def test_a_run_that_generates_as_it_goes_has_the_losses_of_one_that_does_not(con
     assert losses(tmp_path / "out") == losses(tmp_path / "plain") and len(losses(tmp_path / "plain")) == 3
     entries = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
     (scores,) = [entry["samples"] for entry in entries if "samples" in entry]
-    assert scores.keys() == {"mouth_r", "worst_mouth_r", "lag"} and -1 <= scores["worst_mouth_r"] <= scores["mouth_r"]
+    assert scores.keys() == {"mouth_r", "worst_mouth_r", "other_r", "lag"}
+    assert -1 <= scores["worst_mouth_r"] <= scores["mouth_r"]
     written = sorted((tmp_path / "out/samples").iterdir())
     assert [path.name for path in written] == ["step-00000002-0.mp4", "step-00000002-1.mp4"]
     assert {len(list(read_frames(path))) for path in written} == {FRAMES - 3}
@@ -109,7 +110,7 @@ def test_scores_tell_faces_that_talk_and_leave_random_numbers_as_they_were():
 
     good, swapped, late = scores(truth), scores(truth[::-1]), scores([np.roll(t, 2, 0) for t in truth])
     assert good["worst_mouth_r"] > 0.8 and good["lag"] == 0
-    assert swapped["mouth_r"] < 0.4 and late["lag"] == 2
+    assert swapped["mouth_r"] < 0.4 and late["lag"] == 2 and good["other_r"] == swapped["mouth_r"]
     assert scores([np.repeat(t[:1], 77, 0) for t in truth])["mouth_r"] == 0
     noise = np.random.default_rng(0).integers(0, 255, truth[0].shape, np.uint8)
     assert -1 <= scores([noise, noise])["mouth_r"] <= 1
