@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -124,7 +124,7 @@ def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterat
             if speaker.audio is not None
         ]
         names = [speaker.name or str(number) for number, speaker in enumerate(request.speakers, 1)]
-        turns = () if request.who_speaks is None else read_turns(request.who_speaks, names)
+        turns = [] if request.who_speaks is None else _turns(request, names)
         people = []
         for region in dict.fromkeys(speaker.region for speaker in request.speakers):
             called = [name for name, speaker in zip(names, request.speakers, strict=True) if speaker.region == region]
@@ -133,10 +133,21 @@ def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterat
                     name=f"speaker {', '.join(called)}",
                     mask=_mask(region, picture, size),
                     voices=tuple(voice for voice in voices if voice.speaker.region == region),
-                    turns=tuple(_moved(turn, -request.audio_start) for turn in turns if turn.speaker in called),
+                    turns=tuple(turn for turn in turns if turn.speaker in called),
                 )
             )
         yield Cast(people=tuple(people), heard=request.audio or _heard(voices, stack))
+
+
+def _turns(request: Request, names: Sequence[str]) -> list[Turn]:
+    """Turns on the video's clock, which may begin within the sound and be moved against it."""
+    assert request.who_speaks is not None
+    shift = request.audio_offset / 1000 - request.audio_start
+    moved = [
+        replace(turn, start=max(0.0, turn.start + shift), end=turn.end + shift)
+        for turn in read_turns(request.who_speaks, names)
+    ]
+    return [turn for turn in moved if turn.end > 0]
 
 
 def _voice(speaker: Speaker, sound: Sound) -> Voice:
@@ -207,10 +218,6 @@ def _utterance(voice: Voice, encode: Encode, fps: float) -> Utterance:
         start_frame=first,
         stop_frame=first + num_video_frames(sound, fps),
     )
-
-
-def _moved(turn: Turn, seconds: float) -> Turn:
-    return replace(turn, start=max(0.0, turn.start + seconds), end=max(0.0, turn.end + seconds))
 
 
 def _turn(turn: Turn, track: AudioFeatures, fps: float) -> Utterance:

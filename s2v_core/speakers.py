@@ -66,7 +66,7 @@ class Speaker:
 class Turn:
     """A stretch of a sound that is somebody's."""
 
-    start: float   # seconds
+    start: float   # seconds into the sound's file
     end: float
     speaker: str
 

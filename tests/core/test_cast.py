@@ -139,6 +139,16 @@ def test_one_sound_is_shared_out_by_who_speaks_when(folder):
         )
 
 
+def test_turns_are_on_the_clock_of_the_sound_also_where_the_video_begins_within_it(folder):
+    (folder / "who.csv").write_text("0,0.5,1\n0.75,1.5,1\n")
+    cut = {"audio_start": 0.5, "audio_offset": 125.0}   # the picture is two frames late
+    with opened(folder, "region=0:0:1:1", audio=folder / "a.wav", who_speaks=folder / "who.csv", **cut) as cast:
+        track, _, (speaker,) = features(folder, cast)
+        said, heard, silence = (f.window(0, 24) for f in (speaker.audio, track, SilentFeatures(encode)))
+        speaking = [k for k in range(24) if torch.equal(said[..., k], heard[..., k])]
+        assert speaking == [0, 1, *range(6, 18)] and torch.equal(said[..., 2:6], silence[..., 2:6])
+
+
 def test_several_voices_in_one_region_are_one_person_who_says_them_all(folder):
     region = "region=0:0:0.5:1"
     with opened(folder, f"audio=b.wav,{region}", f"audio=a.wav,{region},start=1.5") as cast:
