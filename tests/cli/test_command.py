@@ -15,11 +15,12 @@ from s2v_core.ops.attention import PACKAGES, make_attention
 from s2v_core.options import ATTENTIONS, DTYPES, OFFLOADS, OPTIONS
 from s2v_core.placement import DTYPES as PLACEMENT_DTYPES
 from s2v_core.placement import OFFLOADS as PLACEMENT_OFFLOADS
-from s2v_core.types import CONTINUITIES, SOLVERS
+from s2v_core.types import COLOR_MATCHES, CONTINUITIES, FIRST_WINDOWS, SOLVERS
 
 from .paths import ROOT
 from .stand_in import Pipeline
 
+CHOICES = (*SOLVERS, *CONTINUITIES, *COLOR_MATCHES, *FIRST_WINDOWS, *DTYPES, *OFFLOADS, *ATTENTIONS)
 JOB = ["generate", "--image", "face.png", "--audio", "speech.wav", "-o", "talk.mp4"]
 
 
@@ -104,6 +105,20 @@ def test_quiet_leaves_only_the_result(pipeline, capsys):
         ([*JOB, "--size", "wide"], "size must be WIDTHxHEIGHT in pixels or one of 480p, 720p; got 'wide'"),
         ([*JOB, "--solver", "heun"], "solver must be one of unipc, dpm++, euler, few-step; got 'heun'"),
         ([*JOB, "--continuity", "none"], "continuity must be one of exact, carry; got 'none'"),
+        ([*JOB, "--say", "hello"], "give either audio or words to say, not both"),
+        ([*JOB, "--audio-start", "soon"], "audio-start: 'soon' is no time; write seconds (12.5)"),
+        ([*JOB, "--audio-start", "3", "--audio-end", "2"], "end must come after its start, got 3 s to 2 s"),
+        ([*JOB, "--audio-offset", "99999"], "offset must be within 10 seconds (10000 milliseconds), got 99999"),
+        ([*JOB, "--loudness", "23"], "loudness must be above -70 LUFS and at most 0 (speech: -23), got 23"),
+        ([*JOB, "--noise-gate", "45"], "a noise gate must be at -90 dB or more and below 0 (try -45), got 45"),
+        ([*JOB, "--pose-video", "a.mp4", "--pose-footage", "b.mp4"], "give either a pose video or footage"),
+        ([*JOB, "--pose-strength", "3"], "pose strength must be 0 (no pose) to 2, got 3"),
+        ([*JOB, "--pose-steps", "0"], "a pose is followed for 1 denoising step or more, got 0"),
+        ([*JOB, "--pose-start", "4", "--pose-end", "1"], "pose_end must come after pose_start (4 s), got 1"),
+        ([*JOB, "--match-colour", "hsv"], "match_colour must be one of off, lab, mkl; got 'hsv'"),
+        ([*JOB, "--first-window", "image"], "first_window image is for videos that start from the image"),
+        ([*JOB, "--output-fps", "12"], "output_fps must be above fps (16) and at most 120, got 12"),
+        ([*JOB, "--pose-footage", "talk.mp4"], "output talk.mp4 would overwrite the pose-footage"),
         ([*JOB, "--dtype", "int8"], "dtype must be one of auto, bf16, fp16, fp32; got 'int8'"),
         ([*JOB, "--offload", "disk"], "offload must be one of auto, none, model, blocks; got 'disk'"),
         ([*JOB, "--attention", "slow"], "attention must be one of auto, sdpa, flash, sage; got 'slow'"),
@@ -180,7 +195,7 @@ def test_help_names_every_option_and_every_choice(capsys):
         main(["generate", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     missing = [name for name in OPTIONS if f"--{name} " not in said]
-    unnamed = [name for name in (*SOLVERS, *CONTINUITIES, *DTYPES, *OFFLOADS, *ATTENTIONS) if name not in said]
+    unnamed = [name for name in CHOICES if name not in said]
     assert leaving.value.code == 0 and not missing and not unnamed
 
 

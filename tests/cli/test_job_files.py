@@ -76,10 +76,14 @@ def test_every_option_may_stand_in_the_yaml_file(pipeline, capsys, tmp_path):
         "dtype": "bf16", "device": "cpu", "attention": "sdpa", "offload": "none", "take": "t", "dry-run": True,
         "quiet": True, "debug": False, "storyboard": "s.txt", "speaker": ["region=0:0:1:1,name=anna"],
         "who-speaks": "who.csv", "audio-guidance": 2, "sync-strength": 1, "apg": True,
+        "driving-audio": "vocals.wav", "audio-start": "0:01.5", "audio-end": 9, "audio-offset": -40, "loudness": -23,
+        "noise-gate": -45, "pose-strength": 0.8, "pose-start": 1, "pose-end": "0:08", "pose-skip": 2, "pose-steps": 1,
+        "output-fps": 30, "first-window": "image", "match-colour": "lab", "voice": "de",
     }  # fmt: skip
     batch = batch_of(tmp_path, {"size": None})
     settings = write(tmp_path / "settings.yaml", json.dumps({**values, "batch": batch.name}))   # JSON is YAML too
-    assert {*values, "batch"} == set(OPTIONS)
+    others = {"batch", "say", "pose-footage"}   # in place of audio and of pose-video
+    assert {*values, *others} == set(OPTIONS)
     code, out, err = run(pipeline, capsys, "--config", settings)
     assert (code, err) == (0, "") and "1 ready, 0 failed" in out
 
