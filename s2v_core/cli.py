@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from .dub.options import DUB_OPTIONS, make_dub_request, read_dub_values, shared_values
 from .errors import CheckpointError, ConfigError, Interrupted, MediaError, OutputError, S2VError, ShapeError
 from .options import COMMAND, JOB, MODELS, OPTIONS, REPEATED, Option, check_values, flag, nearest
 from .progress import Progress, duration
 from .training.arguments import add_precompute_arguments, add_train_arguments
 
 if TYPE_CHECKING:  # these import torch, which nobody who asks for --help should wait for
+    from .dub.request import DubRequest
+    from .dub.run import Dubber, DubPlan, DubResult
     from .jobs import Job, ModelOptions
     from .pipeline import JobPlan, RunResult, WanS2VPipeline
     from .request import Request
@@ -136,12 +139,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, options: Mapping[str, Option]) -> dict[str, argparse._ArgumentGroup]:
+    """The options under their headings. Returns: the headings."""
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for option in OPTIONS.values():
+    for option in options.values():
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         _add(groups[option.group], option)
+    return groups
+
+
+def add_dub_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, DUB_OPTIONS)
+
+
+def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    groups = add_options(parser, OPTIONS)
     groups[OPTIONS["batch"].group].add_argument(
         "--config", metavar="FILE.yaml", help="options from a YAML file, by the names above without their dashes; "
         "what the command line says wins",
@@ -165,7 +178,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _nearest_flag(stranger: str) -> str:
-    hint = nearest(stranger.lstrip("-").partition("=")[0], OPTIONS)
+    hint = nearest(stranger.lstrip("-").partition("=")[0], {**OPTIONS, **DUB_OPTIONS})
     return hint.replace("mean ", "mean --") if stranger.startswith("-") else ""
 
 
@@ -226,20 +239,45 @@ def run_job(pipeline: WanS2VPipeline, job: Job, *, is_quiet: bool, is_dry: bool)
     say(f"{result.path}: {length}, made in {duration(time.monotonic() - began)}")
 
 
+def dub(arguments: argparse.Namespace, load: Loader) -> int:
+    """New speech on existing footage."""
+    from .dub.run import Dubber
+    from .jobs import make_model_options
+
+    values = read_dub_values(arguments)
+    request = make_dub_request(values)
+    is_quiet, is_dry = bool(values.get("quiet")), bool(values.get("dry-run"))
+    if is_quiet:
+        logging.getLogger("s2v_core").setLevel(logging.WARNING)
+    dubber = Dubber(load(make_model_options(shared_values(values)), load_weights=not is_dry).components)
+    if is_dry:
+        say(f"{request.output}\n{dubber.plan(request)}")
+        return 0
+    began = time.monotonic()
+    result = follow(dubber, request, Watch(str(request.output), is_quiet=is_quiet))
+    length = f"{result.num_frames} frames, {result.seconds:.2f} s"
+    say(f"{result.path}: {length}, made in {duration(time.monotonic() - began)}")
+    if result.untouched:
+        say(f"frames left as they are: {', '.join(str(untouched) for untouched in result.untouched)}")
+    return 0
+
+
 class Watch(Progress):
     """A progress line, and before it the plan."""
 
     def __init__(self, heading: str, *, is_quiet: bool) -> None:
         super().__init__(io.StringIO() if is_quiet else sys.stderr)
         self.heading = heading
-        self.plan: JobPlan | None = None
+        self.plan: JobPlan | DubPlan | None = None
 
-    def planned(self, plan: JobPlan) -> None:
+    def planned(self, plan: JobPlan | DubPlan) -> None:
         self.plan = plan
         say(f"{self.heading}\n{plan}", self.stream)
 
 
-def follow(pipeline: WanS2VPipeline, request: Request, watch: Watch) -> RunResult:
+def follow(
+    pipeline: WanS2VPipeline | Dubber, request: Request | DubRequest, watch: Watch
+) -> RunResult | DubResult:
     """Run under somebody's eyes; say where the finished clips are when it stops early."""
     try:
         return pipeline.run(request, progress=watch)
@@ -253,7 +291,7 @@ def follow(pipeline: WanS2VPipeline, request: Request, watch: Watch) -> RunResul
         watch.close()
 
 
-def kept(plan: JobPlan | None) -> str:
+def kept(plan: JobPlan | DubPlan | None) -> str:
     if plan is None or not plan.take.is_dir():
         return "nothing was finished yet"
     return f"finished clips are kept in {plan.take}, and the same command continues there"
@@ -303,6 +341,15 @@ COMMANDS: Mapping[str, Command] = {
   wan-s2v generate --image face.png --audio speech.wav --prompt "a person talks" -o talk.mp4
   wan-s2v generate --config settings.yaml --seed 7 -o talk.mp4
   wan-s2v generate --model Wan2.2-S2V-14B --batch jobs.jsonl --dry-run""",
+    ),
+    "dub": Command(
+        help="give existing footage new speech: the mouth is made anew, everything else stays as it is",
+        add_arguments=add_dub_arguments,
+        run=dub,
+        epilog="""examples:
+  wan-s2v dub --video shot.mp4 --audio new.wav -o dubbed.mp4
+  wan-s2v dub --video shot.mp4 --audio new.wav --face-box 0.3,0.2,0.6,0.7 --length trim -o dubbed.mp4
+  wan-s2v dub --video shot.mp4 --audio new.wav --mask mouth.png --start 2 --end 7.5 -o dubbed.mp4 --dry-run""",
     ),
     "inspect": Command(
         help="say what a weight file is, which model it fits, its dtypes and what is missing",

@@ -38,8 +38,8 @@ OWN = (
            help="picture or video of the footage's shape, white where the mouth is made anew (default: the lower half "
                 "of the face)"),
     Option(name="face-box", group=FACE, metavar="L,T,R,B", parse=face_box,
-           help="the face, hairline to chin, as shares of the picture's width and height: 0.3,0.2,0.6,0.7; or a CSV file "
-                "with the columns frame,left,top,right,bottom, where frames that are left out stay as they are "
+           help="the face, hairline to chin, as shares of the picture's width and height: 0.3,0.2,0.6,0.7; or a CSV "
+                "file with the columns frame,left,top,right,bottom, where frames that are left out stay as they are "
                 "(default: from the mask, or found, which needs: pip install 'wan-s2v[dub]')"),
     Option(name="face", group=FACE, metavar="N", parse=whole,
            help="which of several people is dubbed, counted from the left (default: the one who fills most)"),
@@ -64,8 +64,9 @@ OWN = (
                 "(default: 1 up to 30 fps, 2 up to 60)"),
 )  # fmt: skip
 SHARED = (
-    "output", "prompt", "negative-prompt", "seed", "steps", "guidance", "shift", "solver", "continuity", "model",
-    "lora", "dtype", "device", "attention", "offload", "take", "dry-run", "quiet", "debug",
+    "output", "prompt", "negative-prompt", "seed", "steps", "guidance", "sync-strength", "audio-guidance", "apg",
+    "shift", "solver", "continuity", "model", "lora", "dtype", "device", "attention", "offload", "take", "dry-run",
+    "quiet", "debug",
 )  # fmt: skip
 DUB_OPTIONS: dict[str, Option] = {option.name: option for option in (*OWN, *(OPTIONS[name] for name in SHARED))}
 

@@ -41,6 +41,9 @@ class DubRequest:
     steps: int | None = None
     shift: float | None = None
     guidance_scale: float | None = None
+    audio_guidance_scale: float | None = None   # as in `SamplerSettings`, like the next two
+    sync_strength: float = 1.0
+    apg: bool = False
     solver: str = "unipc"
     seed: int = 0                        # clip r draws its noise from seed + r
     continuity: str = "exact"
@@ -78,6 +81,9 @@ class DubRequest:
             steps=steps if self.steps is None else self.steps,
             shift=shift if self.shift is None else self.shift,
             guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            audio_guidance_scale=self.audio_guidance_scale,
+            sync_strength=self.sync_strength,
+            apg=self.apg,
             solver=self.solver,
         )
 

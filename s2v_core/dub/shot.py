@@ -47,6 +47,11 @@ class Shot:
             return float(1 / self.rate)
         return float(np.median(np.diff([*self.times, self.end])))
 
+    @property
+    def usual_rate(self) -> float:
+        """Frames a second; of frames that do not come evenly, as a rule."""
+        return 1 / self.step
+
 
 def describe_shot(path: Path, times: Sequence[float], thumbnails: Sequence[np.ndarray], size: tuple[int, int]) -> Shot:
     """A shot from what was seen of every frame.

@@ -48,7 +48,7 @@ DOORS: dict[str, set[str]] = {
         "options", "jobs", "progress", "pipeline", "dub", "training", "request", "placement", "checkpoints.inspect",
     },
     "__main__": {"cli"},
-    "train": {"training"},
+    "train": {"training", "parallel.ranks"},
     "": {"pipeline", "request", "types", "training"},
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ SIDE = 64
 FACE = (0.25, 0.15, 0.75, 0.85)
 
 
-def write_video(path: Path, pictures: Iterable[np.ndarray], rate: Fraction = Fraction(25), *, times: Sequence[float] = ()):
+def write_video(path: Path, pictures: Iterable[np.ndarray], rate: Fraction | int = 25, *, times: Sequence[float] = ()):
     """A video of pictures [H, W, 3]; with times (seconds) at these, else evenly."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "ultrafast"})

@@ -66,7 +66,8 @@ def test_a_reader_gives_any_frame_in_any_order(tmp_path):
 
 def test_footage_and_sound_of_one_length_change_nothing():
     timeline = make_timeline(shot(), 2.02, "trim")
-    assert timeline.numbers == tuple(range(50)) and timeline.times[-1] == 2.0 and "as long as each other" in timeline.remark
+    assert timeline.numbers == tuple(range(50)) and timeline.times[-1] == 2.0
+    assert "as long as each other" in timeline.remark
 
 
 def test_longer_sound_is_cut_or_the_last_frame_is_held():
