@@ -328,8 +328,7 @@ class WanS2VTransformer(nn.Module):
         Returns: [B, 16, T, 2*(h//2), 2*(w//2)] float32, B the largest of all batches.
         """
         time = timestep if isinstance(timestep, TimeContext) else self.embed_time(timestep)
-        x, own = self._own(self._join(latents, clip), clip)
-        return self._blocks(x, time, clip, own)
+        return self._blocks(self._join(latents, clip), time, clip)
 
     def branches(
         self, latents: Tensor, timestep: Tensor | TimeContext, clips: Sequence[ClipContext]
@@ -337,29 +336,22 @@ class WanS2VTransformer(nn.Module):
         """`forward` for each of several clips in turn, bit for bit.
 
         Where they differ in prompt and sound alone (made by `with_other`), the first block's self-attention, which
-        has met neither, is computed once.
+        has met neither, is computed once; devices that share a sequence compute it for each.
         """
         time = timestep if isinstance(timestep, TimeContext) else self.embed_time(timestep)
-        shared = len(clips) > 1 and all(clips[0].looks_like(clip) for clip in clips[1:])
-        if not shared or len(self.blocks) < 2:
+        same = len(clips) > 1 and all(clips[0].looks_like(clip) for clip in clips[1:])
+        if not same or len(self.blocks) < 2 or self.sharding is not None:
             return tuple(self(latents, time, clip) for clip in clips)
-        tokens = self._join(latents, clips[0])
-        x, own = self._own(tokens, clips[0])
-        x = self._block(0, x, time, own, "self")
-        return tuple(self._blocks(x, time, clip, self._own(tokens, clip)[1], "rest") for clip in clips)
+        x = self._block(0, self._join(latents, clips[0]), time, clips[0], "self")
+        return tuple(self._blocks(x, time, clip, "rest") for clip in clips)
 
-    def _own(self, x: Tensor, clip: ClipContext) -> tuple[Tensor, ClipContext]:
-        """This device's share of the tokens, and what it needs of the clip."""
-        return (x, clip) if self.sharding is None else self.sharding.split(x, clip)
-
-    def _blocks(
-        self, x: Tensor, time: TimeContext, clip: ClipContext, own: ClipContext, first_part: BlockPart = "all"
-    ) -> Tensor:
-        """Own tokens, or for "rest" tokens with the first block's self-attention added, to the clip's velocity."""
-        parts: list[BlockPart] = [first_part, *["all"] * (len(self.blocks) - 1)]
-        if self.sharding is None:   # devices that exchange their tokens have equally many
-            parts[-1] = "video"
-        for i, part in enumerate(parts):
+    def _blocks(self, x: Tensor, time: TimeContext, clip: ClipContext, first_part: BlockPart = "all") -> Tensor:
+        """Tokens, or for "rest" tokens with the first block's self-attention added, to velocity."""
+        own, last_part = clip, "video"
+        if self.sharding is not None:
+            x, own = self.sharding.split(x, clip)
+            last_part = "all"   # devices that exchange tokens have equally many
+        for i, part in enumerate([first_part, *["all"] * (len(self.blocks) - 2), last_part][-len(self.blocks) :]):
             x = self._block(i, x, time, own, part)
             x = self._inject_audio(i, x, own)
         return self._velocity(x[:, : own.layout.num_video], time, clip)
