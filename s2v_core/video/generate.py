@@ -104,9 +104,10 @@ def decode_again(
     *,
     continuity: str,
     latents: Callable[[int], Tensor],
+    grade: Grade | None = None,
 ) -> Iterator[DecodedClip]:
     """The first clips of a video from their `latents`, bit for bit as `generate_clips` gave them."""
-    yield from _Run(conditioning, codec, settings, continuity).again(plans, latents)
+    yield from _Run(conditioning, codec, settings, continuity, grade).again(plans, latents)
 
 
 class _Run:

@@ -16,7 +16,7 @@ from s2v_core.components import BUNDLED
 from ..cli.media import silent_video
 from ..core.checkpoints_tiny import save_fp8_scaled, save_gguf
 from .server import ROOT, Server, find_host
-from .tiny import save_lora, tiny_weights
+from .tiny import save_lora, save_trained_lora, tiny_weights
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 
@@ -81,4 +81,5 @@ def furnish(base):
     stored = open_weights(BUNDLED / "transformer.safetensors").tensors
     save_lora(loras / "bundled_lora.safetensors", {name: tensor.dense(None) for name, tensor in stored.items()})
     save_lora(loras / "tiny_lora.safetensors", weights)
+    save_trained_lora(loras)
     (base / "custom_nodes" / "stand_ins").symlink_to(Path(__file__).parent / "stand_ins")

@@ -99,6 +99,18 @@ def test_a_workflow_opens_without_a_fault_and_says_what_its_api_form_says(page, 
     assert (unknown, page.faults) == ([], []) and said.keys() == workflow(name).keys()
 
 
+def test_the_timeline_shows_the_storyboard_and_where_its_prompts_begin(page):
+    open_workflow(page, "s2v_storyboard")
+    page.evaluate("() => { app.graph._nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'speech.wav' }")
+    timeline = long_video_in_view(page)
+    wait_for(page, timeline, clips="2", scenes="1 2")   # of 5.25 s; the third prompt begins at 10 s
+    set_widget(page, "S2VStoryboard", text="she talks\nshe laughs\nnot seen")
+    wait_for(page, timeline, scenes="1 2")
+    set_widget(page, "S2VStoryboard", text="# <img src=x onerror=alert(1)>\n0:02.5 <b>bold</b>\nclip 9 never")
+    wait_for(page, timeline, scenes="2")
+    assert page.locator("img[src=x], b").count() == 0 and page.faults == []
+
+
 def test_the_timeline_trims_and_fills_and_leaves_saved_workflows_alone(page):
     flow = open_workflow(page, "s2v_try_it")
     timeline = long_video_in_view(page)
@@ -118,6 +130,7 @@ def test_the_timeline_trims_and_fills_and_leaves_saved_workflows_alone(page):
     wait_for(page, timeline, clips="2", finished="0")
     page.evaluate("() => app.queuePrompt(0)")
     wait_for(page, timeline, finished="2", thumbnails="2")
+    assert timeline.get_attribute("data-scenes") == ""
     copied = page.evaluate("() => { const g = app.graph.serialize(); return app.loadGraphData(g).then(() => g) }")
     wait_for(page, long_video_in_view(page), clips="2")
     assert len(copied["nodes"]) == len(flow["nodes"]) and page.faults == []

@@ -1,12 +1,15 @@
-"""S2V Long Video in a real host: caching, Cancel, going on, and what stands in the red box."""
+"""S2V Long Video in a real host: caching, re-use, Cancel, going on, storyboards, and what stands in the red box."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 
 import av
 import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
 
 from .conftest import furnish
 from .prompts import change, node, small, with_bundled, workflow
@@ -28,6 +31,25 @@ def takes(server):
     return sorted((server.base / "output" / "wan_s2v").glob("*/take.json"))
 
 
+def finished_take(server):
+    """The take of the newest finished video."""
+    return max((server.base / "temp" / "wan_s2v").iterdir(), key=lambda take: (take / "take.json").stat().st_mtime)
+
+
+def rendered(server, prompt):
+    """Run; which clips of the finished video's take were written in it, and its file."""
+    began = time.time_ns()
+    (path,) = server.files(server.run(prompt))
+    clips = sorted((finished_take(server) / "clips").iterdir())
+    return [int(clip.stem) for clip in clips if clip.stat().st_mtime_ns > began], path
+
+
+def with_storyboard(prompt, text, **inputs):
+    prompt = change(prompt, "S2VLongVideo", storyboard=["board", 0])
+    inputs = {"clip": ["bundled", 1], "text": text, **inputs}
+    return {**prompt, "board": {"class_type": "S2VStoryboard", "inputs": inputs}}
+
+
 def wait_for_clip(server, number):
     began = time.monotonic()
     while time.monotonic() - began < 300:
@@ -43,8 +65,55 @@ def test_running_twice_computes_nothing_the_second_time(server):
     assert server.computed(server.run(prompt)) <= {node(prompt, "SaveVideo")}
 
 
+def test_a_later_end_renders_only_the_clips_that_are_missing(server):
+    """The first 5 seconds are 80 frames, of which the second clip has three; the whole sound is 84."""
+    assert rendered(server, small(long_video(seed=21), 5.0))[0] == [0, 1]
+    made, path = rendered(server, small(long_video(seed=21), 0.0))
+    assert made == [1] and len(pictures(path)) == 84
+
+
+def test_a_storyboard_reaches_its_clips_and_a_changed_line_renders_from_there(server):
+    prompt = long_video(seed=22)
+    made, _ = rendered(server, with_storyboard(prompt, "a face talks\n0:05 a face laughs"))
+    before = clips_of(server)
+    assert made == [0, 1]
+    made, _ = rendered(server, with_storyboard(prompt, "a face talks\n0:05 [seed 99] it frowns"))
+    after = clips_of(server)
+    assert made == [1] and (after[0] == before[0]).all() and not np.allclose(after[1], before[1])
+    alone, _ = rendered(server, prompt)
+    assert alone == [1], "the first clip is that of the plain prompt"
+
+
+def clips_of(server):
+    """Latents of the newest finished video's clips."""
+    files = sorted((finished_take(server) / "latents").iterdir())
+    return [load_file(file)["tensor"].numpy() for file in files]
+
+
+def test_a_storyboard_that_is_wrong_is_refused_before_anything_runs(server):
+    wrong = with_storyboard(long_video(1.0), "0:05 she talks\n0:75 she laughs")
+    answer = str(server.post("/prompt", {"prompt": wrong}))
+    assert "line 2: '0:75' is no time, such as 0:12.5" in answer
+    entry = server.wait(server.submit(with_storyboard(long_video(1.0), "[image 3] she talks")))
+    assert "the storyboard asks for image 3, and its images input holds 0" in server.failure(entry)
+
+
+def test_frames_are_given_on_request_and_are_those_of_the_video(server):
+    prompt = long_video(seed=23)
+    prompt["frames"] = {"class_type": "SaveImage", "inputs": {"images": ["video", 1], "filename_prefix": "frames"}}
+    (path,) = server.files(server.run(prompt))
+    assert path.suffix == ".mp4", "without the request there is nothing to save"
+    saved = server.files(server.run(change(prompt, "S2VLongVideo", with_images=True)))
+    (path,) = [path for path in saved if path.suffix == ".mp4"]
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(saved) if path.suffix == ".png"])
+    video = pictures(path)
+    assert images.shape == video.shape == (84, 64, 64, 3)
+    brightness, filmed = (pixels @ np.array([0.299, 0.587, 0.114]) for pixels in (images, video))
+    assert np.abs(brightness - filmed).mean() < 3, "a compressed file of the same frames"
+
+
 def test_cancel_keeps_the_finished_clip_and_a_second_run_goes_on_to_the_same_video(server):
-    prompt = long_video(seed=5, steps=8)
+    prompt = long_video(seed=5, steps=12)
     running = server.submit(prompt)
     wait_for_clip(server, 0)
     server.interrupt()
@@ -69,6 +138,7 @@ def in_one_go(server, prompt):
     """The same job without anything that is left of it: the same picture comes from elsewhere, the video is gone."""
     for finished in (server.base / "temp").glob("wan_s2v_*.mp4"):
         finished.unlink()
+    shutil.rmtree(server.base / "temp" / "wan_s2v", ignore_errors=True)
     prompt = {**prompt, "image": {"class_type": "LoadImage", "inputs": {"image": "face.png"}}}
     (path,) = server.files(server.run(change(prompt, "S2VLongVideo", image=["image", 0])))
     assert list((server.base / "temp").glob("wan_s2v_*.mp4")), "it was not made again"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from s2v_core.components import Components
+from s2v_core.config import WAN_LATENT_MEAN, WAN_LATENT_STD
 from s2v_core.geometry import VideoSize
 from s2v_core.pipeline import WanS2VPipeline
 from s2v_core.request import Request
@@ -65,45 +66,64 @@ def likeness(a, b):
 @pytest.mark.parametrize("host_sampler, solver", [("euler", "euler"), ("wan_unipc", "unipc"), ("wan_dpm++", "dpm++")])
 def test_a_clip_in_the_host_is_the_command_lines_clip(server, tmp_path, host_sampler, solver):
     prompt, source = short_clip(sampler_name=host_sampler, seed=3, cfg=3.0)
-    there = latents_of(server, prompt, source)
-    request = Request(
-        image=server.base / "input" / "face.png", audio=server.base / "input" / "speech.wav", prompt="a face talks",
-        negative_prompt="", output=tmp_path / "clip.mp4", size=VideoSize(width=64, height=64), num_frames=16, steps=4,
-        guidance_scale=3.0, solver=solver, seed=3, take=tmp_path / "take",
-    )  # fmt: skip
     whole_sound = {**prompt, "hear": {**prompt["hear"], "inputs": {**prompt["hear"]["inputs"], "end": 0.0}}}
     there = latents_of(server, whole_sound, source)
-    WanS2VPipeline(
-        Components.find(
-            None, dtype=torch.float32, device="cpu", attention="sdpa", offload="none", loras=(), load_weights=True
-        )
-    ).run(request)
-    here = load_file(tmp_path / "take" / "latents" / "0000.safetensors")["tensor"]
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in statistics())
-    assert (((there - mean) / std) - here).abs().max() < 1e-3
+    here = command_line_clip(server, tmp_path, seed=3, guidance_scale=3.0, solver=solver)
+    assert (normalised(there) - here).abs().max() < 1e-3
     assert here.std() > 0.1
 
 
-def statistics():
-    from s2v_core.config import WAN_LATENT_MEAN, WAN_LATENT_STD
+def command_line_clip(server, folder, *, loras=(), **settings):
+    """Latents of the first clip of the same job, as the command makes it, in float32."""
+    request = Request(
+        image=server.base / "input" / "face.png", audio=server.base / "input" / "speech.wav", prompt="a face talks",
+        negative_prompt="", output=folder / "clip.mp4", size=VideoSize(width=64, height=64), num_frames=16, steps=4,
+        take=folder / "take", **settings,
+    )  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    WanS2VPipeline(
+        Components.find(
+            None, dtype=torch.float32, device="cpu", attention="sdpa", offload="none", loras=loras, load_weights=True
+        )
+    ).run(request)
+    return load_file(folder / "take" / "latents" / "0000.safetensors")["tensor"]
 
-    return WAN_LATENT_MEAN, WAN_LATENT_STD
+
+def normalised(latents):
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in (WAN_LATENT_MEAN, WAN_LATENT_STD))
+    return (latents - mean) / std
 
 
-def test_a_lora_of_the_hosts_loader_changes_the_clip_and_leaves_the_model_as_it_was(server):
+@pytest.mark.parametrize("lora", ["bundled_lora.safetensors", "trained_lora.safetensors"])
+def test_a_lora_of_the_hosts_loader_changes_the_clip_and_leaves_the_model_as_it_was(server, lora):
     prompt, source = short_clip(seed=4)
     plain = latents_of(server, prompt, source)
     for strength, changes in ((1.0, True), (0.0, False)):
         with_lora = change(prompt, "S2VSampleClip", model=["lora", 0])
         with_lora["lora"] = {
             "class_type": "LoraLoaderModelOnly",
-            "inputs": {"model": ["bundled", 0], "lora_name": "bundled_lora.safetensors", "strength_model": strength},
+            "inputs": {"model": ["bundled", 0], "lora_name": lora, "strength_model": strength},
         }
         moved = (latents_of(server, with_lora, source) - plain).abs().max()
         assert (moved > 1e-2) == changes and (changes or moved == 0)
     again = latents_of(server, change(prompt, "S2VSampleClip", steps=5), source)
     assert torch.isfinite(again).all()
     assert torch.equal(latents_of(server, prompt, source), plain)
+    assert "lora key not loaded" not in server.log()
+
+
+def test_a_trained_lora_moves_the_host_as_it_moves_the_command_line(server, tmp_path):
+    prompt, source = short_clip(seed=3, sampler_name="euler", cfg=1.0)
+    prompt = {**prompt, "hear": {**prompt["hear"], "inputs": {**prompt["hear"]["inputs"], "end": 0.0}}}
+    prompt["lora"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["bundled", 0], "lora_name": "trained_lora.safetensors", "strength_model": 1.0},
+    }
+    there = latents_of(server, change(prompt, "S2VSampleClip", model=["lora", 0]), source)
+    lora = server.base / "models" / "loras" / "trained_lora.safetensors"
+    here, plain = (command_line_clip(server, tmp_path / name, loras=loras, seed=3, guidance_scale=1.0, solver="euler")
+                   for name, loras in (("with", [(lora, 1.0)]), ("without", [])))  # fmt: skip
+    assert (normalised(there) - here).abs().max() < 1e-3 and (here - plain).abs().max() > 1e-2
 
 
 def test_conditioning_and_the_hosts_ksampler_give_what_sample_clip_gives(server):
@@ -120,6 +140,8 @@ def test_conditioning_and_the_hosts_ksampler_give_what_sample_clip_gives(server)
     graph["positive"]["inputs"]["text"], graph["negative"]["inputs"]["text"] = "a face talks", ""
     graph = change(graph, "KSampler", seed=5, steps=4, cfg=3.0, sampler_name="euler", scheduler="simple")
     assert (latents_of(server, graph, ["sampler", 0]) - expected).abs().max() < 1e-4   # in and out of the VAE's space
+    graph = change(graph, "S2VConditioning", width=0, height=0)
+    assert latents_of(server, graph, ["clip_conditioning", 2]).shape[-2:] == (16, 16), "the bundled model's own size"
 
 
 def test_our_loader_drives_the_hosts_own_graph_and_stays_close_to_the_hosts_model(server):

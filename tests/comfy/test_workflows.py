@@ -13,7 +13,7 @@ from .server import ROOT
 
 NODES = (
     "S2VLoadModel", "S2VLoadBundledModel", "S2VAudioEncode", "S2VConditioning", "S2VSampleClip", "S2VDecodeClip",
-    "S2VLongVideo",
+    "S2VStoryboard", "S2VLongVideo",
 )  # fmt: skip
 SECONDS = 0.75
 

@@ -11,7 +11,7 @@ from s2v_core.config import VAEConfig
 from s2v_core.errors import Interrupted
 from s2v_core.models.vae import WanVAE, decoder_receptive_field
 from s2v_core.types import ClipSettings, MotionMemory, PoseControl
-from s2v_core.video.generate import Past, generate_clips, pose_weights
+from s2v_core.video.generate import Past, decode_again, generate_clips, pose_weights
 from s2v_core.video.memory import after, blank_memory, memory_from_image
 from s2v_core.video.timeline import plan_clips
 
@@ -179,6 +179,17 @@ def test_a_continued_run_is_bit_equal_to_an_uninterrupted_one(continuity, start_
             assert ours.plan == theirs.plan
             assert torch.equal(ours.frames, theirs.frames) and torch.equal(ours.latents, theirs.latents)
             assert torch.equal(ours.memory.frames, theirs.memory.frames)
+
+
+@pytest.mark.parametrize("continuity", ["exact", "carry"])
+def test_clips_decoded_again_from_their_latents_are_the_same(continuity):
+    whole = list(run(30, continuity=continuity))
+    codec = TinyCodec()
+    again = decode_again(
+        [clip.plan for clip in whole], tiny_conditioning(codec), codec, SETTINGS,
+        continuity=continuity, latents=lambda i: whole[i].latents,
+    )  # fmt: skip
+    assert torch.equal(video_of(again), video_of(whole))
 
 
 def test_a_continued_exact_run_decodes_no_finished_clip_again():

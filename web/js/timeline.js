@@ -1,4 +1,5 @@
-/* The sound of an S2V Long Video node, with its clips on it: drag the ends to trim, watch clips being finished.
+/* The sound of an S2V Long Video node, with its clips and its storyboard on it: drag the ends to trim, watch clips
+   being finished.
    Knows the front end's graph and events; what a clip is, it is told by the numbers below. */
 
 import { api } from "/scripts/api.js";
@@ -6,16 +7,18 @@ import { app } from "/scripts/app.js";
 
 const NODE = "S2VLongVideo";
 const SOUND = "S2VAudioEncode";
+const STORYBOARD = "S2VStoryboard";
 const CLIP_FRAMES = 80;     // new frames of a clip
 const WARMUP_FRAMES = 3;    // dropped before the first, unless it starts from the picture
 const NUM_PEAKS = 600;
 const HEIGHT = 96;          // pixels
+const WORDS = 15;           // pixels high: the line of the storyboard's prompts
 const GRIP = 9;             // pixels around a handle that take hold of it
 const REFRESH = 300;        // milliseconds
 
 const COLOURS = {
     ground: "#1b1d22", wave: "#5b8def", outside: "#3a3f4a", clip: "#8a93a5", done: "rgba(80, 180, 120, 0.28)",
-    handle: "#f2b84b", text: "#c8cdd8",
+    handle: "#f2b84b", text: "#c8cdd8", scene: "#d98bd9", words: "rgba(20, 21, 25, 0.82)",
 };
 
 // ---- arithmetic: seconds, frames and pixels -----------------------------------------------------------------------
@@ -35,6 +38,34 @@ export function clipTimes(seconds, fps, startFromImage) {
 export function trimmed(duration, start, end) {
     const last = end > 0 ? Math.min(end, duration) : duration;
     return { start: Math.min(start, last), end: last };
+}
+
+/** The scenes of a storyboard's text: their words, and the seconds or the clip (from 0) that they begin at. */
+export function scenesOf(text) {
+    const lines = String(text).split("\n").map((line) => line.trim()).filter((line) => line && !line.startsWith("#"));
+    const scenes = lines.map((line) => {
+        const clip = line.match(/^clip\s+(\d+):?(?:\s+(.*)|$)/i);
+        if (clip) return { clip: Number(clip[1]) - 1, words: clip[2] ?? "" };
+        const time = line.match(/^((?:\d+:){1,2}[0-5]?\d(?:\.\d*)?)(?:\s+(.*)|$)/);
+        if (!time) return { words: line };
+        return { seconds: time[1].split(":").reduce((sum, part) => 60 * sum + Number(part), 0), words: time[2] ?? "" };
+    });
+    if (scenes.some((scene) => scene.clip !== undefined || scene.seconds !== undefined)) {
+        return scenes.map((scene) => (scene.clip === undefined ? { seconds: 0, ...scene } : scene));
+    }
+    return scenes.map((scene, i) => ({ clip: i, ...scene }));   // lines without times are a clip each
+}
+
+/** Scenes on the clips: each at its time, and the clip that begins nearest to it; those past the end are left out. */
+export function placeScenes(scenes, clips) {
+    const end = clips[clips.length - 1].end;
+    return scenes
+        .filter(({ clip, seconds }) => (clip === undefined ? seconds < end : clip >= 0 && clip < clips.length))
+        .map(({ clip, seconds, words }) => {
+            const gaps = clips.map(({ start }) => Math.abs(start - seconds));
+            const nearest = clip ?? gaps.indexOf(Math.min(...gaps));
+            return { clip: nearest, seconds: seconds ?? clips[nearest].start, words };
+        });
 }
 
 /** The loudest sample of each of NUM_PEAKS stretches. */
@@ -137,6 +168,13 @@ class Timeline {
         return clipTimes(end - start, valueOf(this.node, "fps", 16), valueOf(this.node, "start_from_image", false));
     }
 
+    /** What the storyboard says; nothing where its text comes from another node, and is only known in a run. */
+    scenes() {
+        const board = upstream(this.node, "storyboard");
+        if (board?.type !== STORYBOARD || upstream(board, "text")) return [];
+        return placeScenes(scenesOf(valueOf(board, "text", "")), this.clips());
+    }
+
     /** Early Vue nodes leave widgets of unknown kinds out: then into the node by hand. */
     mount() {
         if (this.canvas.isConnected || this.node.graph !== app.canvas.graph) return;
@@ -233,7 +271,7 @@ class Timeline {
         pen.fillRect(0, 0, width, height);
         pen.font = "11px sans-serif";
         if (!this.sound) {
-            canvas.dataset.clips = "";
+            canvas.dataset.clips = canvas.dataset.scenes = "";
             pen.fillStyle = COLOURS.text;
             pen.fillText("the sound is shown here once Load Audio is connected", 8, height / 2);
             return;
@@ -246,6 +284,7 @@ class Timeline {
         const x = (seconds) => (seconds / this.sound.duration) * width;
         this.drawClips(pen, clips, start, x, height);
         this.drawWave(pen, start, end, width, height);
+        this.drawScenes(pen, clips, start, x, width, height);
         pen.fillStyle = COLOURS.text;
         pen.fillText(`${(end - start).toFixed(2)} s, ${clips.length} ${clips.length === 1 ? "clip" : "clips"}`, 6, 13);
         for (const seconds of [start, end]) {
@@ -271,6 +310,28 @@ class Timeline {
                 pen.fillStyle = COLOURS.clip;
                 pen.fillRect(from, 0, 1, height);
             }
+        });
+    }
+
+    /** Each prompt at its time, and a mark where its clip begins. */
+    drawScenes(pen, clips, start, x, width, height) {
+        const scenes = this.scenes();
+        this.canvas.dataset.scenes = scenes.map(({ clip }) => clip + 1).join(" ");
+        scenes.forEach(({ clip, seconds, words }, i) => {
+            const from = x(start + seconds);
+            const to = i + 1 < scenes.length ? x(start + scenes[i + 1].seconds) : width;
+            pen.fillStyle = COLOURS.scene;
+            pen.fillRect(x(start + clips[clip].start), 18, 2, height - 18);
+            pen.save();
+            pen.beginPath();
+            pen.rect(from, height - WORDS, Math.max(0, to - from - 2), WORDS);
+            pen.clip();
+            pen.fillStyle = COLOURS.words;
+            pen.fillRect(from, height - WORDS, to - from, WORDS);
+            pen.fillStyle = COLOURS.scene;
+            pen.fillRect(from, height - WORDS, 2, WORDS);
+            pen.fillText(words, from + 5, height - 4);
+            pen.restore();
         });
     }
 
