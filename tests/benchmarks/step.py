@@ -2,8 +2,11 @@
 
     python tests/benchmarks/step.py --size 832x480 --device cuda --dtype bf16            # the 14B model
     python tests/benchmarks/step.py --dim 512 --layers 8 --size 128x128 --dtype fp32     # a small one, on a CPU
+    python tests/benchmarks/step.py --dim 512 --layers 8 --size 64x64 --parity --reference Wan2.2
 
-Prints a table and one JSON line.
+The last runs the reference implementation beside ours (a checkout of it, and what it imports: diffusers, einops), on a
+CPU with equal weights, in turns, and compares medians of CPU seconds. What we prepare once a clip is not in our
+seconds; it is told apart. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -12,7 +15,11 @@ import argparse
 import json
 import platform
 import resource
+import statistics
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -20,6 +27,8 @@ from s2v_core.config import TransformerConfig
 from s2v_core.geometry import VideoSize
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.placement import DTYPES, BlockStreamer
+
+Step = Callable[[], torch.Tensor]   # a guided velocity
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batched", action="store_true", help="both guidance branches in one pass")
     parser.add_argument("--steps", type=int, default=2, help="timed steps after one to warm up")
     parser.add_argument("--parity", action="store_true", help="also run the same weights in float32 and compare")
+    parser.add_argument("--reference", type=Path, help="a checkout of Wan2.2, to be run beside ours on a CPU")
     return parser.parse_args()
 
 
@@ -114,6 +124,34 @@ def seconds(device: str) -> float:
     return time.process_time()
 
 
+def reference_step(checkout: Path, model: WanS2VTransformer, inputs: dict[str, torch.Tensor], t: torch.Tensor) -> Step:
+    """A guided step of the reference with the model's weights."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from reference import make_reference, reference_velocity
+
+    theirs = make_reference(checkout, model.config, model.state_dict())
+    embeds = inputs["prompt"]
+
+    def step() -> torch.Tensor:
+        cond = reference_velocity(theirs, inputs, t, prompt=embeds, audio_gain=1)
+        uncond = reference_velocity(theirs, inputs, t, prompt=-embeds, audio_gain=0)
+        return uncond + 4.5 * (cond - uncond)
+
+    return step
+
+
+def timed(steps: dict[str, Step], repeats: int, device: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Median seconds of each, run in turns after one run to warm up, and what they computed."""
+    results = {name: step() for name, step in steps.items()}
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = seconds(device)
+            step()
+            spent[name].append(seconds(device) - start)
+    return {name: statistics.median(all_of_it) for name, all_of_it in spent.items()}, results
+
+
 def main() -> None:
     args = parse()
     config = make_config(args)
@@ -125,55 +163,80 @@ def main() -> None:
         for name, child in model.named_children():
             if name != "blocks":
                 child.to(args.device)
+    start = seconds(args.device)
     clips = prepare(model, inputs)
+    preparing = seconds(args.device) - start
     t = torch.tensor([700.0], device=args.device)
     on_gpu = args.device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    out = guided_step(model, clips, inputs["latents"], t, args.batched)
-    start = seconds(args.device)
-    for _ in range(args.steps):
-        out = guided_step(model, clips, inputs["latents"], t, args.batched)
-    spent = (seconds(args.device) - start) / args.steps
+    steps: dict[str, Step] = {"ours": lambda: guided_step(model, clips, inputs["latents"], t, args.batched)}
+    if args.reference:
+        steps["reference"] = reference_step(args.reference, model, inputs, t)
+    spent, outputs = timed(steps, args.steps, args.device)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),
+        "dim": args.dim,
+        "layers": args.layers,
         "tokens": clips[0].layout.total,
         "size": args.size,
         "dtype": args.dtype,
         "offload": args.offload,
         "batched": args.batched,
-        "seconds_per_guided_step": round(spent, 4),
+        "seconds_per_guided_step": round(spent["ours"], 4),
+        "seconds_to_prepare_a_clip": round(preparing, 4),
         "clock": "wall" if on_gpu else "cpu",
         "peak_gb": round(peak / 1e9, 2),
-        "finite": bool(out.isfinite().all()),
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "finite": bool(outputs["ours"].isfinite().all()),
+        "device": torch.cuda.get_device_name() if on_gpu else processor(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     if args.offload == "blocks":
         streamer.stop()
+    if args.reference:
+        result["reference_seconds"] = round(spent["reference"], 4)
+        result["of_the_reference"] = round(spent["ours"] / spent["reference"], 3)
+        result["difference_to_the_reference"] = difference(outputs["ours"], outputs["reference"])
     if args.parity:
-        result["relative_error_against_float32"] = parity(model, config, inputs, t, out, args)
+        steps.clear()
+        expected = in_float32(model, config, inputs, t, args)
+        for name, out in outputs.items():
+            result[f"error_against_float32_{name}"] = difference(out, expected)
     for key, value in result.items():
         print(f"{key:32} {value}")
     print(json.dumps(result))
 
 
-def parity(
+def processor() -> str:
+    """The CPU's name, and whether it multiplies matrices of bf16 by itself (AMX)."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    found = {key.strip(): value for key, value in lines.items()}
+    units = [unit for unit in ("avx512_bf16", "amx_bf16") if unit in found.get("flags", "").split()]
+    return " ".join([found.get("model name", platform.machine()).strip(), *units])
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Frobenius, relative to b."""
+    return float(f"{((a - b).norm() / b.norm()).item():.3g}")
+
+
+def in_float32(
     model: WanS2VTransformer,
     config: TransformerConfig,
     inputs: dict[str, torch.Tensor],
     t: torch.Tensor,
-    out: torch.Tensor,
     args: argparse.Namespace,
-) -> float:
-    """Frobenius error of the guided velocity against float32 with the same (rounded) weights."""
+) -> torch.Tensor:
+    """The guided velocity in float32 with the same (rounded) weights."""
     exact = WanS2VTransformer(config, device="meta").eval().requires_grad_(False)
     exact.load_state_dict({k: v.float() for k, v in model.state_dict().items()}, assign=True)
-    del model
     exact.to(args.device)
-    expected = guided_step(exact, prepare(exact, inputs), inputs["latents"], t, False)
-    return round(((out - expected).norm() / expected.norm()).item(), 5)
+    return guided_step(exact, prepare(exact, inputs), inputs["latents"], t, False)
 
 
 if __name__ == "__main__":
