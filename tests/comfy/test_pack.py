@@ -10,12 +10,22 @@ import wave
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ..architecture.source import Module, foreign_imports
+from ..architecture.test_code import hidden_code, network, prints, unannounced, untyped
 from .prompts import API
 from .server import ROOT, Server
 
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib  # Python 3.10: pytest brings it
+
 PINNED = ROOT / "tests" / "comfy" / "schema.json"
 LANGUAGES = ("en", "zh")
+NODES = sorted((ROOT / "nodes").glob("[!_]*.py"))
+OF_THE_HOST = {"torch", "transformers", "safetensors", "einops", "av", "numpy", "pillow", "sentencepiece", "pyyaml"}
 
 
 def our_nodes(server):
@@ -96,6 +106,35 @@ def test_the_timelines_sample_is_the_sample():
     number = len(said["peaks"])
     bounds = [i * count // number for i in range(number + 1)]
     assert said["peaks"] == pytest.approx([loud[a:b].max() for a, b in zip(bounds, bounds[1:], strict=False)], abs=1e-3)
+
+
+def test_what_the_registry_shows_is_complete_and_its_pictures_are_there():
+    comfy = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["comfy"]
+    assert all(comfy[key] for key in ("PublisherId", "DisplayName", "requires-comfyui"))
+    with Image.open(ROOT / comfy["Icon"]) as icon, Image.open(ROOT / comfy["Banner"]) as banner:
+        assert icon.size == (400, 400) and banner.width * 9 == banner.height * 21
+
+
+def test_the_managers_requirements_are_those_of_the_package_that_the_host_does_not_bring():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    names = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    assert set(wanted) <= set(project["dependencies"])
+    assert names - {re.split(r"[<>=]", line)[0] for line in wanted} == OF_THE_HOST
+
+
+@pytest.mark.parametrize("rule", [prints, hidden_code, network, untyped, unannounced])
+def test_the_nodes_keep_the_packages_rules(rule):
+    modules = [Module(f"nodes.{path.stem}", path.read_text(encoding="utf-8")) for path in NODES]
+    assert [fault for module in modules for fault in rule(module)] == [] and len(modules) > 10
+
+
+def test_only_one_file_imports_the_host():
+    hosts = ("comfy", "folder_paths", "node_helpers", "latent_preview", "execution", "server")
+    for path in NODES:
+        names = [name.partition(".")[0] for name in foreign_imports(Module(path.stem, path.read_text("utf-8")))]
+        assert path.stem == "host" or not [name for name in names if name.startswith(hosts)], path
 
 
 def test_the_script_never_takes_text_for_html():
