@@ -1,25 +1,20 @@
-"""Write the bundled model's settings and the weights that are not trained yet, always the same ones.
+"""Put the bundled model together: its settings, and the weights that the recipes in configs/bundled have made.
 
-    python scripts/make_bundled_model.py
+    python scripts/make_bundled_model.py --autoencoder runs/bundled/vae --student runs/bundled/stage2/export
 
-The four models are the real classes at a small size. Training replaces their weights; the layout stays.
+The four models are the real classes at a small size. What is not named stays as it is.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import nn
-
+from s2v_core.checkpoints.official import read_model_config
 from s2v_core.config import AudioEncoderConfig, ModelConfig, TextEncoderConfig, TransformerConfig, VAEConfig
-from s2v_core.models.dit import WanS2VTransformer
-from s2v_core.models.sound_encoder import SoundEncoder
-from s2v_core.models.text_encoder import build_text_encoder
-from s2v_core.models.vae import WanVAE
 
 FOLDER = Path(__file__).parents[1] / "s2v_core" / "bundled"
 
@@ -37,54 +32,52 @@ AUDIO = AudioEncoderConfig(
 TEXT = TextEncoderConfig(
     vocab_size=259, dim=64, attention_dim=64, ffn_dim=128, num_heads=4, num_layers=2, tokenizer="bytes"
 )
-CONFIG = ModelConfig(
-    name="bundled",
-    transformer=TransformerConfig(
-        dim=128,
-        ffn_dim=384,
-        num_heads=4,
-        num_layers=6,
-        text_dim=TEXT.dim,
-        text_len=128,
-        audio_dim=AUDIO.hidden_size,
-        num_audio_layers=AUDIO.num_hidden_layers + 1,
-        audio_inject_layers=(0, 2, 4),
-    ),
-    vae=VAEConfig(dim=12),
-    text_encoder=TEXT,
-    audio_encoder=AUDIO,
-    default_area=128 * 128,
-    default_steps=12,
-    default_shift=3.0,
-    default_guidance=3.0,
-    negative_prompt="",
+TRANSFORMER = TransformerConfig(
+    dim=128,
+    ffn_dim=384,
+    num_heads=4,
+    num_layers=6,
+    text_dim=TEXT.dim,
+    text_len=128,
+    audio_dim=AUDIO.hidden_size,
+    num_audio_layers=AUDIO.num_hidden_layers + 1,
+    audio_inject_layers=(0, 2, 4),
 )
 
 
-TRAINED = ("audio_encoder",)   # by configs/bundled/sound.yaml; left alone here
-
-
-def make_models() -> dict[str, nn.Module]:
-    return {
-        "transformer": WanS2VTransformer(CONFIG.transformer),
-        "vae": WanVAE(CONFIG.vae),
-        "text_encoder": build_text_encoder(CONFIG.text_encoder),
-        "audio_encoder": SoundEncoder(CONFIG.audio_encoder),
-    }
+def settings(vae: VAEConfig) -> ModelConfig:
+    return ModelConfig(
+        name="bundled",
+        transformer=TRANSFORMER,
+        vae=vae,
+        text_encoder=TEXT,
+        audio_encoder=AUDIO,
+        default_area=128 * 128,
+        default_steps=12,
+        default_shift=3.0,
+        default_guidance=3.0,
+        negative_prompt="",
+    )
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / "model.json").write_text(json.dumps(asdict(CONFIG), indent=2) + "\n", encoding="utf-8")
-    for name, model in make_models().items():
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                if key.endswith(("modulation", "padding_tokens", "weights")):
-                    parameter.normal_(mean=0.01, std=0.02)
-        if name in TRAINED:
-            continue
-        save_file({k: v.bfloat16().contiguous() for k, v in model.state_dict().items()}, FOLDER / f"{name}.safetensors")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--autoencoder", type=Path, help="folder of vae.safetensors and vae.json")
+    parser.add_argument("--sound", type=Path, help="folder of audio_encoder.safetensors")
+    parser.add_argument("--student", type=Path, help="folder of transformer.safetensors and text_encoder.safetensors")
+    options = parser.parse_args()
+    vae = read_model_config(FOLDER / "model.json").vae
+    if options.autoencoder:
+        stored = json.loads((options.autoencoder / "vae.json").read_text(encoding="utf-8"))
+        vae = VAEConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+    (FOLDER / "model.json").write_text(json.dumps(asdict(settings(vae)), indent=2) + "\n", encoding="utf-8")
+    for folder, names in (
+        (options.autoencoder, ("vae",)),
+        (options.sound, ("audio_encoder",)),
+        (options.student, ("transformer", "text_encoder")),
+    ):
+        for name in names if folder else ():
+            shutil.copyfile(folder / f"{name}.safetensors", FOLDER / f"{name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ Region = tuple[float, float, float, float]   # left, top, right, bottom, pixels
 SKIN_TOLERANCE = (
     0.07  # distance of skin from its usual colour, as a share of that colour's length; at twice this none is
 )
+AROUND = 0.2   # of a face's height and width: it is looked for no farther than this from where it was; a neck is longer
 DARK, BLACK = 0.52, 0.2   # of the skin's brightness: a mouth's inside is darker than the first, fully so at the second
 NOD, SHAKE = 0.012, 0.012   # of the face's width: swings beyond these (root mean square) are meant
 SWING_HZ = (0.5, 1.9)       # how fast heads nod
@@ -73,22 +74,35 @@ def track_face(frames: np.ndarray, region: Region | None = None) -> FaceTrack:
     _, H, W, _ = cut.shape
     cheeks = cut[0, int(0.38 * H) : int(0.56 * H), int(0.38 * W) : int(0.62 * W)]
     skin = _usual_color(cheeks.reshape(-1, 3).astype(np.float32))
-    boxes = np.asarray([_skin_box(frame, skin) for frame in cut])
-    left, top, right, bottom = boxes.T
+    boxes, box = [], (0.0, 0.1 * H, float(W), 0.86 * H)
+    for frame in cut:
+        box = _skin_box(frame, skin, box)
+        boxes.append(box)
+        grow_x, grow_y = AROUND * (box[2] - box[0]), AROUND * (box[3] - box[1])
+        box = (box[0] - grow_x, box[1] - grow_y, box[2] + grow_x, box[3] + grow_y)
+    left, top, right, bottom = np.asarray(boxes).T
     return FaceTrack(
         x=(left + right) / 2 + dx, y=(top + bottom) / 2 + dy, width=right - left, height=bottom - top, skin=skin
     )
 
 
-def _skin_box(frame: np.ndarray, skin: np.ndarray) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of the skin-coloured pixels, to fractions of a pixel."""
-    distance = np.linalg.norm(frame.astype(np.float32) - skin, axis=-1) / (SKIN_TOLERANCE * np.linalg.norm(skin))
+def _skin_box(frame: np.ndarray, skin: np.ndarray, around: Region) -> Region:
+    """The skin-coloured pixels' left, top, right, bottom, to fractions of a pixel; `around` where there are none.
+
+    Args:
+        around: the part of the picture to look at, so that a shirt of the skin's colour is told from a face.
+    """
+    x, y = max(0, int(around[0])), max(0, int(around[1]))
+    pixels = frame[y : int(np.ceil(around[3])), x : int(np.ceil(around[2]))].astype(np.float32)
+    distance = np.linalg.norm(pixels - skin, axis=-1) / (SKIN_TOLERANCE * np.linalg.norm(skin))
     mask = np.clip(2 - distance, 0, 1)
     columns, rows = mask.sum(0), mask.sum(1)
+    if not rows.any():
+        return around
     rows = rows * (rows > 0.35 * np.sort(rows)[-max(1, len(rows) // 12)])      # no neck, no specks
     columns = columns * (columns > 0.25 * np.sort(columns)[-max(1, len(columns) // 12)])
     (left, right), (top, bottom) = _ends(columns, 0.03), _ends(rows, 0.03)
-    return left, top, right, bottom
+    return left + x, top + y, right + x, bottom + y
 
 
 def _ends(weights: np.ndarray, share: float) -> tuple[float, float]:

@@ -57,6 +57,14 @@ def test_a_shut_mouth_measures_nothing():
         assert mouth_opening(made.frames()).max() < 0.01
 
 
+def test_a_shirt_of_the_skins_colour_is_no_part_of_the_face():
+    frames = clip(0, motion="still", camera="still").frames()
+    dressed = frames.copy()
+    dressed[:, 116:] = np.rint(track_face(frames).skin)
+    assert np.allclose(track_face(dressed).height, track_face(frames).height, atol=1)
+    assert correlation(mouth_opening(dressed), mouth_opening(frames)) > 0.99
+
+
 def test_two_speakers_are_told_apart_by_their_regions():
     made = clip(21, num_faces=2, num_frames=81)
     frames = made.frames()
