@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +23,11 @@ log = logging.getLogger(__name__)
 OFFLOADS = ("auto", "none", "model", "blocks")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 1024**3
+
+_HOST = torch.device("cpu")
+
+Arrival = tuple[list[Tensor], "torch.cuda.Event | None"]
+"""Copies of a block's tensors, and the event after which they are there."""
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
@@ -103,63 +110,95 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
         release_cached_memory(device)
 
 
+CopyBlock = Callable[[Sequence[Tensor]], list[Tensor]]
+"""A block's tensors, at home, to copies on the device."""
+
+
 class BlockStreamer:
     """Keeps a model's blocks in host memory and brings each to the device just before it runs.
 
-    While a block computes, the next one is copied on a second stream (on a GPU), so that only two blocks are on
-    the device. The first block follows the last: the next step's start is prefetched too.
+    While a block computes, a thread copies the next one (on a GPU, on a second stream), so that only two blocks are on
+    the device. The first block follows the last: the next step's start is prefetched too. A block that runs twice in
+    a row is copied once.
 
     Args:
         blocks: in the order they run.
         device: where they run.
+        copy: how a block's tensors are brought there; None: by `Tensor.to`.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device, copy: CopyBlock | None = None) -> None:
         self.device = device
+        self.copy = copy or self._copy
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.blocks = list(blocks)
+        self.pins = self.stream is not None and 1.2 * sum(map(num_bytes, self.blocks)) < free_memory(_HOST)
         self.home = [self._keep(block) for block in self.blocks]
-        self.coming: dict[int, tuple[list[Tensor], torch.cuda.Event | None]] = {}
+        self.coming: dict[int, Future[Arrival]] = {}
+        self.kept: tuple[int, list[Tensor]] | None = None   # the last block that ran
+        self.copied_seconds = 0.0   # that copies took, on their thread
+        self.waited_seconds = 0.0   # of these, what blocks had to wait for
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="blocks")
         self.handles = []
         for i, block in enumerate(self.blocks):
             self.handles.append(block.register_forward_pre_hook(lambda _module, _inputs, i=i: self._arrive(i)))
             self.handles.append(block.register_forward_hook(lambda _module, _inputs, _out, i=i: self._go_home(i)))
 
     def _keep(self, block: nn.Module) -> list[Tensor]:
-        """The block's tensors in host memory, pinned where that makes copies asynchronous."""
+        """The block's tensors in host memory: pinned, which is fastest; where RAM is short as they are, perhaps in a
+        mapped file, which the thread then reads."""
         home = []
         for slot in _slots(block):
             tensor = slot.data.to("cpu")
-            slot.data = tensor.pin_memory() if self.stream else tensor
+            slot.data = tensor.pin_memory() if self.pins else tensor
             home.append(slot.data)
         return home
 
     def _fetch(self, i: int) -> None:
-        if i in self.coming:
-            return
+        if i not in self.coming:
+            if self.stream is not None:
+                self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            self.coming[i] = self.thread.submit(self._bring, i)
+
+    def _bring(self, i: int) -> Arrival:
+        start = time.perf_counter()
         if self.stream is None:
-            self.coming[i] = ([t.to(self.device, copy=True) for t in self.home[i]], None)
-            return
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            copies = [t.to(self.device, non_blocking=True) for t in self.home[i]]
-            event = torch.cuda.Event()
-            event.record(self.stream)
-        self.coming[i] = (copies, event)
+            arrival = self.copy(self.home[i]), None
+        else:
+            with torch.cuda.stream(self.stream):
+                copies, event = self.copy(self.home[i]), torch.cuda.Event()
+                event.record(self.stream)
+            arrival = copies, event
+        self.copied_seconds += time.perf_counter() - start
+        return arrival
+
+    def _copy(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [t.to(self.device, non_blocking=True, copy=True) for t in tensors]
 
     def _arrive(self, i: int) -> None:
+        if self.kept is not None and self.kept[0] == i:
+            copies = self.kept[1]
+        else:
+            self.kept = None
+            copies = self._received(i)
+        for slot, copy in zip(_slots(self.blocks[i]), copies, strict=True):
+            slot.data = copy
+        self._fetch((i + 1) % len(self.blocks))
+
+    def _received(self, i: int) -> list[Tensor]:
         self._fetch(i)
-        copies, event = self.coming.pop(i)
+        start = time.perf_counter()
+        copies, event = self.coming.pop(i).result()
+        self.waited_seconds += time.perf_counter() - start
         if event is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
             for copy in copies:
                 copy.record_stream(current)
-        for slot, copy in zip(_slots(self.blocks[i]), copies, strict=True):
-            slot.data = copy
-        self._fetch((i + 1) % len(self.blocks))
+        return copies
 
     def _go_home(self, i: int) -> None:
+        self.kept = i, [slot.data for slot in _slots(self.blocks[i])]
         for slot, tensor in zip(_slots(self.blocks[i]), self.home[i], strict=True):
             slot.data = tensor
 
@@ -167,7 +206,9 @@ class BlockStreamer:
         """Leave the blocks in host memory, as plain modules."""
         for handle in self.handles:
             handle.remove()
+        self.thread.shutdown()
         self.coming.clear()
+        self.kept = None
 
 
 def _slots(module: nn.Module) -> list[Tensor]:

@@ -16,12 +16,12 @@ import json
 import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from reference import make_reference, reference_velocity
 
 from s2v_core.config import TransformerConfig
 from s2v_core.geometry import VideoSize
@@ -126,9 +126,6 @@ def seconds(device: str) -> float:
 
 def reference_step(checkout: Path, model: WanS2VTransformer, inputs: dict[str, torch.Tensor], t: torch.Tensor) -> Step:
     """A guided step of the reference with the model's weights."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from reference import make_reference, reference_velocity
-
     theirs = make_reference(checkout, model.config, model.state_dict())
     embeds = inputs["prompt"]
 

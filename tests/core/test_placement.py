@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -66,6 +69,42 @@ def test_a_running_block_works_on_a_copy_and_at_most_two_are_away() -> None:
         block[0].register_forward_pre_hook(look)
     model(torch.randn(1, 8))
     assert away == [2, 2, 2, 2]
+
+
+def test_copies_hide_behind_blocks_that_take_longer() -> None:
+    class Slow(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.04)
+            return super().forward(x)
+
+    def copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        time.sleep(0.01)
+        return [t.clone() for t in tensors]
+
+    model = nn.Sequential(*(Slow(8, 8) for _ in range(6)))
+    streamer = BlockStreamer(model, CPU, copy)
+    model(torch.randn(1, 8))   # nobody could foresee the very first
+    streamer.copied_seconds = streamer.waited_seconds = 0.0
+    model(torch.randn(1, 8))
+    streamer.stop()
+    assert streamer.copied_seconds >= 0.05
+    assert streamer.waited_seconds <= 0.05 * streamer.copied_seconds
+
+
+def test_a_block_that_runs_twice_is_copied_once() -> None:
+    model, x, copied = chain(), torch.randn(3, 8), []
+
+    def copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        copied.append(1)
+        return [t.clone() for t in tensors]
+
+    streamer = BlockStreamer(model, CPU, copy)
+    expected = model[0](model[0](x))
+    for block in list(model)[1:]:
+        expected = block(expected)
+    streamer.stop()
+    assert len(copied) == 5   # four, and the first again for the next step
+    assert torch.equal(expected, model(model[0](x)))
 
 
 def test_a_module_comes_back_after_its_turn() -> None:
