@@ -70,6 +70,8 @@ def _run_stage(config: TrainConfig, arguments: argparse.Namespace, device: torch
     """Run or export; returns what there is to tell."""
     ranks = make_ranks(layout_of(config), device)
     if arguments.export:
+        windows = config.data.windows or (config.precompute.windows,)   # a run's own are there since it ran
+        config = replace(config, data=replace(config.data, windows=windows))
         trainer = make_trainer(config, device=device, ranks=ranks)
         return f"step {trainer.step} exported: {', '.join(map(str, export(trainer, config)))}"
     progress = TrainProgress(sys.stderr, device=device, is_quiet=is_quiet)

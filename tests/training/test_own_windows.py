@@ -47,6 +47,9 @@ def test_a_run_encodes_real_videos_itself_passes_over_broken_ones_and_encodes_no
     assert "2 windows written, 0 were there; 2 videos skipped: MediaError" in caplog.text
     assert main(["--config", run(run={"steps": 3}), "--quiet", "--device", "cpu"]) == 0
     assert "0 windows written, 2 were there" in caplog.text and len(losses(tmp_path / "out")) == 3
+    exported = tmp_path / "out/export/transformer.safetensors"
+    exported.unlink()
+    assert main(["--config", run(run={"steps": 3}), "--export", "--device", "cpu"]) == 0 and exported.exists()
 
 
 def test_a_run_encodes_what_it_only_measures_too(run, tmp_path):
