@@ -7,7 +7,7 @@ B batch, F frames, T latent frames, A audio tokens per latent frame, N video tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,23 @@ class AudioContext:
     shift: Tensor | None    # [B*T, 1, D]; None without AdaIN
     scale: Tensor | None    # 1 + scale
 
+    def joined(self, *others: AudioContext) -> AudioContext:
+        """Of several sounds, as a batch."""
+
+        def together(name: str) -> Tensor | None:
+            first = getattr(self, name)
+            return None if first is None else torch.cat([first, *(getattr(other, name) for other in others)])
+
+        return AudioContext(**{field.name: together(field.name) for field in fields(self)})
+
+    def split(self, num: int) -> list[AudioContext]:
+        """The sounds of a batch of `num` one by one, as views."""
+        parts = [None if x is None else x.chunk(num) for x in (self.keys, self.values, self.shift, self.scale)]
+        return [
+            AudioContext(keys=k, values=v, shift=shift, scale=scale)
+            for k, v, shift, scale in zip(*(part or [None] * num for part in parts), strict=True)
+        ]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoundContext:
@@ -188,15 +205,24 @@ class AudioInjector(nn.Module):
         """
         total: Tensor | None = None
         whole = F.pad(video, (0, 0, *margins)) if any(margins) else video
-        for sound in sounds:
-            part = self.residual(i, whole, sound.layers[i])
-            if any(margins):
+        # Devices that share weights gather them anew for every call, all at once: in training there is one call,
+        # however many sounds a device's clips have. Without gradients, one sound at a time takes less memory.
+        at_once = len(sounds) if torch.is_grad_enabled() else 1
+        for first in range(0, len(sounds), at_once):
+            some = sounds[first : first + at_once]
+            for sound, part in zip(some, self._residuals(i, whole, some), strict=True):
                 part = part[:, margins[0] : margins[0] + video.shape[1]]
-            if sound.share is not None:
-                part = sound.share * part
-            total = part if total is None else total + part
+                part = part if sound.share is None else sound.share * part
+                total = part if total is None else total + part
         assert total is not None, "a clip has a sound, if only silence"
         return total
+
+    def _residuals(self, i: int, video: Tensor, sounds: Sequence[SoundContext]) -> Sequence[Tensor]:
+        """Each sound's residual, of one call of the layer."""
+        first, *others = (sound.layers[i] for sound in sounds)
+        if not others:
+            return [self.residual(i, video, first)]
+        return self.residual(i, video.repeat(len(sounds), 1, 1), first.joined(*others)).chunk(len(sounds))
 
     def residual(self, i: int, video: Tensor, context: AudioContext) -> Tensor:
         """What a sound that is heard everywhere adds to the video tokens [B, T*N, D]."""

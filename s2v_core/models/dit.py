@@ -21,7 +21,7 @@ from ..ops import layers as torch_layers
 from ..ops.attention import AttentionFn, sdpa
 from ..ops.layers import Factory, Layers, wants_new_tensors
 from ..ops.rope import rope_table
-from .audio import AudioContext, AudioInjector, CausalAudioEncoder, SoundContext, sound_shares
+from .audio import AudioInjector, CausalAudioEncoder, SoundContext, sound_shares
 from .dit_blocks import Block, BlockPart, Head, unpatchify
 from .motion import FramePacker
 from .positions import motion_positions, reference_positions, video_positions
@@ -87,23 +87,9 @@ def _joined_sounds(clips: Sequence[tuple[SoundContext, ...]]) -> tuple[SoundCont
     for k, widest in enumerate(most):
         parts = [sounds[k % len(sounds)] for sounds in clips]
         shares = [widest.share if len(sounds) == 1 else part.share for sounds, part in zip(clips, parts, strict=True)]
-        joined.append(
-            SoundContext(
-                layers=tuple(_joined_layer(layers) for layers in zip(*(part.layers for part in parts), strict=True)),
-                share=None if widest.share is None else torch.cat(shares),
-            )
-        )
+        layers = tuple(first.joined(*rest) for first, *rest in zip(*(part.layers for part in parts), strict=True))
+        joined.append(SoundContext(layers=layers, share=None if widest.share is None else torch.cat(shares)))
     return tuple(joined)
-
-
-def _joined_layer(contexts: Sequence[AudioContext]) -> AudioContext:
-    first = contexts[0]
-    return AudioContext(
-        keys=torch.cat([c.keys for c in contexts]),
-        values=torch.cat([c.values for c in contexts]),
-        shift=None if first.shift is None else torch.cat([c.shift for c in contexts]),
-        scale=None if first.scale is None else torch.cat([c.scale for c in contexts]),
-    )
 
 
 class TokenSharding(Protocol):
@@ -268,24 +254,23 @@ class WanS2VTransformer(nn.Module):
         speaker_masks: Tensor | None,
     ) -> tuple[SoundContext, ...]:
         """Every sound that some video token hears; one that all tokens hear alone needs no shares."""
-
-        def layers(features: Tensor) -> tuple[AudioContext, ...]:
-            tokens, style = self.casual_audio_encoder(features, prefix_frames)
-            if tokens.shape[1] != num_latents:
-                raise ShapeError(
-                    f"{num_latents} latent frames need {4 * num_latents} frames of audio features, "
-                    f"got {features.shape[-1]}"
-                )
-            return self.audio_injector.prepare(tokens, style, self.compute_dtype)
-
-        if speaker_features is None or speaker_masks is None:
-            return (SoundContext(layers=layers(audio_features), share=None),)
-        features = [audio_features, *speaker_features.unbind(1)]
-        shares = sound_shares(speaker_masks, self.config.patch_size).to(self.compute_dtype).unsqueeze(-1).unbind(1)
-        heard = [(feature, share) for feature, share in zip(features, shares, strict=True) if bool(share.any())]
-        if len(heard) == 1:
-            return (SoundContext(layers=layers(heard[0][0]), share=None),)
-        return tuple(SoundContext(layers=layers(feature), share=share) for feature, share in heard)
+        features: list[Tensor] = [audio_features]
+        shares: list[Tensor | None] = [None]
+        if speaker_features is not None and speaker_masks is not None:
+            every = sound_shares(speaker_masks, self.config.patch_size).to(self.compute_dtype).unsqueeze(-1).unbind(1)
+            all_features = (audio_features, *speaker_features.unbind(1))
+            heard = [(f, share) for f, share in zip(all_features, every, strict=True) if bool(share.any())]
+            features = [f for f, _ in heard]
+            shares = [None] if len(heard) == 1 else [share for _, share in heard]
+        tokens, style = self.casual_audio_encoder(torch.cat(features), prefix_frames)
+        if tokens.shape[1] != num_latents:
+            raise ShapeError(
+                f"{num_latents} latent frames need {4 * num_latents} frames of audio features, "
+                f"got {audio_features.shape[-1]}"
+            )
+        prepared = self.audio_injector.prepare(tokens, style, self.compute_dtype)
+        by_sound = zip(*(layer.split(len(features)) for layer in prepared), strict=True)
+        return tuple(SoundContext(layers=layers, share=s) for layers, s in zip(by_sound, shares, strict=True))
 
     def _condition_tokens(
         self, grid: LatentGrid, reference_latent: Tensor, motion_latents: Tensor | None, num_near: int

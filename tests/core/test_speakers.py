@@ -95,6 +95,25 @@ def test_shares_come_to_one_also_where_regions_overlap():
     assert torch.equal(both[0, :, 0], torch.tensor([0, 0.5, 0.5]))
 
 
+def test_with_gradients_every_audio_layer_is_called_once_whoever_speaks(model):
+    names = [f"audio_injector.{name}" for name, m in model.audio_injector.named_modules() if not any(m.children())]
+    calls = dict.fromkeys(names, 0)
+
+    def counted(name):
+        return model.get_submodule(name).register_forward_hook(lambda *_: calls.update({name: calls[name] + 1}))
+
+    handles = [counted(name) for name in names]
+    routed = {"speaker_features": SPEECH, "speaker_masks": masks((0, 4), (6, W))}
+    with torch.enable_grad():
+        alone, together = velocity(model, clip(model)), velocity(model, clip(model, **routed))
+    assert {name: count for name, count in calls.items() if count != 2} == {}
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad():
+        for context, expected in ((clip(model), alone), (clip(model, **routed), together)):
+            torch.testing.assert_close(velocity(model, context), expected, atol=2e-5, rtol=1e-4)
+
+
 def test_branches_with_and_without_speakers_give_in_one_pass_what_each_gives_alone(model):
     routed = clip(model, speaker_features=SPEECH, speaker_masks=masks((0, 4), (6, W)))
     deaf, silent = clip(model, audio_features=0 * SILENCE), clip(model)
