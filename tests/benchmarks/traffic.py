@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from s2v_core.config import TransformerConfig
+from s2v_core.config import WAN_S2V_14B, TransformerConfig
 from s2v_core.geometry import VideoSize
 from s2v_core.models.audio import AudioContext
 from s2v_core.models.dit import ClipContext, WanS2VTransformer
@@ -159,10 +159,10 @@ def measure(model: WanS2VTransformer, size: VideoSize, num_latents: int = 20) ->
     return traffic, clip
 
 
-def make_model(dtype: torch.dtype = torch.bfloat16) -> WanS2VTransformer:
-    return WanS2VTransformer(
-        TransformerConfig(), layers=CUDALayers, attention=attention, device="meta", dtype=dtype
-    )
+def make_model(
+    dtype: torch.dtype = torch.bfloat16, config: TransformerConfig = WAN_S2V_14B.transformer
+) -> WanS2VTransformer:
+    return WanS2VTransformer(config, layers=CUDALayers, attention=attention, device="meta", dtype=dtype)
 
 
 def main() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from s2v_core.config import TransformerConfig
 from s2v_core.geometry import VideoSize
+from s2v_core.models.cost import activation_bytes, prepared_bytes
 from s2v_core.models.dit import ClipContext, WanS2VTransformer
 
 from ..benchmarks.traffic import Traffic, make_model, measure
+from ..benchmarks.traffic import make_clip as make_meta_clip
+from ..benchmarks.traffic import prepared_bytes as measured_bytes
 
 T, H, W = 2, 8, 12
 
@@ -85,3 +90,35 @@ def test_compiled_blocks_have_no_graph_breaks_and_are_not_compiled_again_from_cl
     assert not torch._dynamo.utils.counters["graph_break"]
     assert compiled[0] < compiled[1] == compiled[2] == compiled[3], compiled
     assert compiled[1] <= 4   # whole blocks and the last, without a past and with one
+
+
+SIZES = [VideoSize(width=832, height=480), VideoSize(width=1280, height=720)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_estimate_of_a_forwards_memory_is_right_within_a_twentieth(dtype: torch.dtype) -> None:
+    few = replace(TransformerConfig(), num_layers=3, audio_inject_layers=(0, 2))   # blocks are alike
+    model = make_model(dtype, few)
+    for size in SIZES:
+        traffic, clip = measure(model, size)
+        estimated = activation_bytes(few, clip.layout, dtype.itemsize)
+        assert abs(estimated / traffic.peak - 1) < 0.05, (size, estimated, traffic.peak)
+
+
+def test_the_estimate_of_chunks_is_right_within_a_twentieth() -> None:
+    wide = replace(TransformerConfig(), num_layers=2, audio_inject_layers=(0,), ffn_dim=40_000)
+    model = make_model(torch.bfloat16, wide)
+    for chunk in (None, 8_000):
+        for block in model.blocks:
+            block.ffn.chunk_tokens = chunk
+        traffic, clip = measure(model, SIZES[0])
+        estimated = activation_bytes(wide, clip.layout, 2, chunk_tokens=chunk)
+        assert abs(estimated / traffic.peak - 1) < 0.05, (chunk, estimated, traffic.peak)
+
+
+def test_the_estimate_of_what_is_prepared_is_right_within_a_tenth() -> None:
+    few = replace(TransformerConfig(), num_layers=3, audio_inject_layers=(0, 2))
+    clip = make_meta_clip(make_model(torch.bfloat16, few), SIZES[0], 20)
+    estimated = prepared_bytes(few, clip.layout, 2, branches=1)
+    posed = (clip.layout.num_video - 1) * few.dim * 2   # the estimate allows for a pose, which the clip has not
+    assert abs((estimated - posed) / measured_bytes(clip) - 1) < 0.1

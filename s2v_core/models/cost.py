@@ -1,0 +1,48 @@
+"""What a transformer's forward takes in memory, by counting its tensors: an estimate before any weight is read.
+
+Knows sizes; the order in which `dit_blocks.Block` makes and drops tensors is what it mirrors, and a test measures it.
+"""
+
+from __future__ import annotations
+
+from ..config import TransformerConfig
+from ..geometry import TokenLayout
+
+FLOAT32 = 4   # bytes: of the residual stream, and of queries and keys while they are turned
+
+
+def activation_bytes(
+    config: TransformerConfig, layout: TokenLayout, itemsize: int, *, chunk_tokens: int | None = None
+) -> int:
+    """Live tensors at a forward's peak, which is in a block's self-attention or in its feed-forward.
+
+    Args:
+        itemsize: bytes of a number in the dtype computed in.
+        chunk_tokens: of the feed-forward (`dit_blocks.FeedForward`); None: all at once.
+    """
+    tokens, width, item = layout.total, layout.total * config.dim, itemsize
+    given = FLOAT32 * width                                   # the block's input, which its caller holds
+    normed, turned = item * width, 2 * FLOAT32 * width
+    cast = 2 * item * width if item != FLOAT32 else 2 * FLOAT32 * width   # q and k cast; or values and the result
+    attention = given + normed + turned + cast
+    at_once = min(tokens, chunk_tokens or tokens)
+    hidden = item * at_once * (config.ffn_dim + config.dim)   # with what comes of it
+    chunks = 0 if at_once == tokens else 2 * item * width     # the parts, and the whole that they are joined to
+    feed_forward = 2 * given + normed + hidden + chunks
+    return max(attention, feed_forward)
+
+
+def prepared_bytes(config: TransformerConfig, layout: TokenLayout, itemsize: int, *, branches: int = 2) -> int:
+    """What is kept over a clip's steps.
+
+    Args:
+        branches: of guidance, each with its prompt and sound; the tokens that a clip is given are shared.
+    """
+    prompt = 2 * config.num_layers * config.text_len * config.dim * itemsize
+    heard = layout.num_frames * (config.num_audio_tokens + 1) * 2 * config.dim * itemsize
+    adain = layout.num_frames * config.dim * (itemsize + FLOAT32) if config.use_adain else 0
+    sound = len(config.audio_inject_layers) * (heard + adain)
+    shared_tokens = layout.total * config.dim * itemsize
+    rope = layout.total * config.head_dim * FLOAT32
+    first_attention = FLOAT32 * layout.total * config.dim if branches > 1 else 0   # see `WanS2VTransformer.branches`
+    return branches * (prompt + sound) + shared_tokens + rope + first_attention
