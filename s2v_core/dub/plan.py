@@ -5,6 +5,7 @@ Knows the footage, the sound's length and the face's track; no models and no pix
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,11 +20,12 @@ from ..types import ClipPlan, SamplerSettings
 from ..video.timeline import plan_clips
 from .crop import crop_boxes
 from .faces import Face, Faces
+from .masks import Region
 from .request import DubRequest
 from .shot import Shot, describe_shot, thumbnail
-from .stretch import Stretch, num_drawn
-from .timeline import Timeline
-from .tracking import Track, runs
+from .stretch import Editor, Stretch, num_drawn
+from .timeline import Timeline, make_timeline
+from .tracking import Track, follow, runs
 
 MOST_DRAWN = 30.5     # frames a second that the model draws, at most, when nobody says how many
 OUTSIDE = "outside the times that were asked for"
@@ -43,46 +45,101 @@ class Untouched:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DubPlan:
-    """What a run will do, known before any weight is read."""
+class Work:
+    """What there is to do, as far as it follows from the request, the footage and the sound's length."""
 
-    width: int
-    height: int
-    timeline: Timeline
-    size: VideoSize                  # at which the face is drawn
+    request: DubRequest
+    shot: Shot
+    editor: Editor
     stretches: tuple[Stretch, ...]
     untouched: tuple[Untouched, ...]
-    settings: SamplerSettings
-    take: Path
-    finished_clips: int
-    estimate: MemoryEstimate
+
+    @property
+    def timeline(self) -> Timeline:
+        return self.editor.timeline
 
     @property
     def clips(self) -> tuple[ClipPlan, ...]:
         return tuple(plan for stretch in self.stretches for plan in stretch.plans)
 
-    @property
-    def num_frames(self) -> int:
-        return self.timeline.num_frames
+    def made_from(self) -> list[dict[str, object]]:
+        """What each clip is made from, beyond what all of them are."""
+        return [{"stretch": part.first, "plan": asdict(plan)} for part in self.stretches for plan in part.plans]
 
-    @property
-    def seconds(self) -> float:
-        return self.timeline.times[-1]
+    def fingerprint(self) -> dict[str, object]:
+        """All that changes a pixel but the sound, the models and how they sample."""
+        request, timeline = self.request, self.timeline
+        return {
+            "video": file_digest(request.video),
+            "mask": None if request.mask is None else file_digest(request.mask),
+            "mask_padding": request.mask_padding,
+            "faces": _digest([(stretch.first, stretch.faces) for stretch in self.stretches]),
+            "frames": _digest((timeline.numbers, timeline.times)),
+            "draw_every": self.stretches[0].draw_every,
+            "strength": request.strength,
+            "size": str(self.editor.size),
+            "clip": asdict(request.clip_settings()),
+            "seed": request.seed,
+            "continuity": request.continuity,
+        }
 
     def __str__(self) -> str:
-        s, rate = self.settings, self.timeline.rate
-        told = "a varying frame rate" if rate is None else f"{float(rate):.5g} fps"
-        done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
+        shot, timeline = self.shot, self.timeline
+        told = "a varying frame rate" if timeline.rate is None else f"{float(timeline.rate):.5g} fps"
         lines = [
-            f"video   {self.width}x{self.height}, {self.num_frames} frames at {told}, {self.seconds:.2f} s",
-            f"length  {self.timeline.remark}",
-            f"face    drawn at {self.size}{_how_often(self.stretches[0].draw_every)}",
-            f"clips   {len(self.clips)}{done}",
-            f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {s.guidance_scale:g}",
-            f"memory  {self.estimate}",
+            f"video   {shot.width}x{shot.height}, {timeline.num_frames} frames at {told}, {timeline.times[-1]:.2f} s",
+            f"length  {timeline.remark}",
+            f"face    drawn at {self.editor.size}{_how_often(self.stretches[0].draw_every)}",
             *(f"as is   frames {untouched}" for untouched in self.untouched),
         ]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DubPlan:
+    """What a run will do, known before any weight is read."""
+
+    work: Work
+    settings: SamplerSettings
+    take: Path
+    finished_clips: int
+    estimate: MemoryEstimate
+
+    def __str__(self) -> str:
+        s = self.settings
+        done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
+        lines = [
+            str(self.work),
+            f"clips   {len(self.work.clips)}{done}",
+            f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {s.guidance_scale:g}",
+            f"memory  {self.estimate}",
+        ]
+        return "\n".join(lines)
+
+
+def find_work(request: DubRequest, faces: Faces, region: Region, size: VideoSize, sound_seconds: float) -> Work:
+    """Look through the footage once, and plan.
+
+    Args:
+        faces, region: who says where faces are, and what is made anew of them.
+        size: at which the model draws.
+
+    Raises: MediaError for footage that cannot be read, or without a face to dub.
+    """
+    shot, seen = _look_through(request, faces)
+    track = follow(seen, shot.cuts, step=shot.step, is_given=faces.is_given, which=request.face)
+    timeline = make_timeline(shot, sound_seconds, request.length)
+    reasons = _reasons_to_leave(request, timeline, track)
+    stretches = _find_stretches(request, shot, timeline, track, reasons, size)
+    if not stretches:
+        raise MediaError(_nothing_to_do(request, set(reasons)))
+    return Work(
+        request=request,
+        shot=shot,
+        editor=Editor(timeline=timeline, region=region, size=size, mask_padding=request.mask_padding),
+        stretches=stretches,
+        untouched=_untouched_frames(reasons),
+    )
 
 
 def _how_often(draw_every: int) -> str:
@@ -91,7 +148,7 @@ def _how_often(draw_every: int) -> str:
     return f", one frame of {draw_every}; those between are blended"
 
 
-def look_through(request: DubRequest, faces: Faces) -> tuple[Shot, list[Sequence[Face]]]:
+def _look_through(request: DubRequest, faces: Faces) -> tuple[Shot, list[Sequence[Face]]]:
     """Every frame of the footage once: when it shows, what is on it."""
     times, thumbnails, seen = [], [], []
     size = (0, 0)
@@ -110,7 +167,7 @@ def _is_asked_for(request: DubRequest, seconds: float) -> bool:
     return request.start <= seconds and (request.end is None or seconds < request.end)
 
 
-def reasons_to_leave(request: DubRequest, timeline: Timeline, track: Track) -> list[str]:
+def _reasons_to_leave(request: DubRequest, timeline: Timeline, track: Track) -> list[str]:
     """Why each frame of the result stays as it is; "" for those that are drawn."""
     return [
         track.reasons[number] if _is_asked_for(request, timeline.times[number]) else OUTSIDE
@@ -118,7 +175,7 @@ def reasons_to_leave(request: DubRequest, timeline: Timeline, track: Track) -> l
     ]
 
 
-def untouched_frames(reasons: Sequence[str]) -> tuple[Untouched, ...]:
+def _untouched_frames(reasons: Sequence[str]) -> tuple[Untouched, ...]:
     found = [
         Untouched(first=first, last=stop - 1, reason=reason)
         for reason in sorted({reason for reason in reasons if reason})
@@ -127,7 +184,7 @@ def untouched_frames(reasons: Sequence[str]) -> tuple[Untouched, ...]:
     return tuple(sorted(found, key=lambda untouched: untouched.first))
 
 
-def nothing_to_do(request: DubRequest, reasons: set[str]) -> str:
+def _nothing_to_do(request: DubRequest, reasons: set[str]) -> str:
     if reasons == {OUTSIDE}:
         return f"{request.video} has no frame between {request.start:g} s and the end that was asked for"
     told = " or ".join(sorted(reasons - {OUTSIDE}))
@@ -136,7 +193,7 @@ def nothing_to_do(request: DubRequest, reasons: set[str]) -> str:
     return f"{request.video}: no face{which} to dub in any frame ({told}); {remedy}"
 
 
-def find_stretches(
+def _find_stretches(
     request: DubRequest, shot: Shot, timeline: Timeline, track: Track, reasons: Sequence[str], size: VideoSize
 ) -> tuple[Stretch, ...]:
     """What is drawn, with the clips of every stretch numbered through."""
@@ -169,17 +226,24 @@ def _unbroken(timeline: Timeline, shot: Shot, reasons: Sequence[str]) -> Iterato
         yield from zip([first, *edges], [*edges, stop], strict=True)
 
 
-def made_from(stretches: Sequence[Stretch]) -> list[dict[str, object]]:
-    """What each clip is made from, beyond what all of them are."""
-    return [{"stretch": stretch.first, "plan": asdict(plan)} for stretch in stretches for plan in stretch.plans]
-
-
-def segment_range(plan: DubPlan, stretch: Stretch, clip: ClipPlan) -> tuple[int, int, int]:
+def segment_range(work: Work, stretch: Stretch, clip: ClipPlan) -> tuple[int, int, int]:
     """First frame of a clip's segment, first frame that the clip drew, and one past the segment's last frame."""
     begin = stretch.first + clip.first_kept * stretch.draw_every
     start = begin
     if clip is stretch.plans[0]:
-        before = [other for other in plan.stretches if other.first < stretch.first]
+        before = [other for other in work.stretches if other.first < stretch.first]
         start = before[-1].stop if before else 0
     stop = min(stretch.stop, begin + clip.num_kept * stretch.draw_every)
-    return start, begin, plan.num_frames if clip is plan.clips[-1] else stop
+    return start, begin, work.timeline.num_frames if clip is work.clips[-1] else stop
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest(numbers: object) -> str:
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()

@@ -163,7 +163,7 @@ def test_a_cut_starts_anew_with_its_own_reference(dubber, tmp_path):
     one, other = noise_pictures(10, seed=1), noise_pictures(10, seed=2)
     write_video(tmp_path / "shot.mp4", one + other)
     swell(tmp_path / "new.wav", 0.8)
-    plan = dubber.plan(request(tmp_path, clip_frames=12))
+    plan = dubber.plan(request(tmp_path, clip_frames=12)).work
     assert [(s.first, s.stop) for s in plan.stretches] == [(0, 10), (10, 20)]
     assert [(p.index, p.uses_motion, p.seed, p.trim_start) for p in plan.clips] == [
         (0, False, 0, 3), (1, True, 1, 0), (2, False, 2, 3), (3, True, 3, 0)
@@ -257,8 +257,8 @@ def test_the_sounds_own_frames_are_drawn_from_them(dubber, tmp_path, monkeypatch
 def test_fast_footage_is_drawn_every_second_frame_and_blended_between(dubber, written, tmp_path):
     footage(tmp_path, 9, rate=60)
     plan = dubber.plan(request(tmp_path))
-    assert plan.stretches[0].draw_every == 2 and "one frame of 2; those between are blended" in str(plan)
-    assert len(plan.clips) == 1 and plan.clips[0].num_kept == 5
+    assert plan.work.stretches[0].draw_every == 2 and "one frame of 2; those between are blended" in str(plan)
+    assert len(plan.work.clips) == 1 and plan.work.clips[0].num_kept == 5
     still = [noise_pictures(1)[0]] * 9   # then a blended frame is the mean of its neighbours
     write_video(tmp_path / "shot.mp4", still, 60)
     dubber.run(request(tmp_path))
@@ -266,7 +266,7 @@ def test_fast_footage_is_drawn_every_second_frame_and_blended_between(dubber, wr
     assert np.abs(frames[1::2] - (frames[0:-1:2] + frames[2::2]) / 2).max() <= 2.5   # rounding, and x264 on the shot
     assert np.abs(frames[0] - frames[2]).max() > 10
     every = dubber.plan(request(tmp_path, draw_every=1))
-    assert every.clips[0].num_kept == 9
+    assert every.work.clips[0].num_kept == 9
 
 
 # ---- strength, reference, stops --------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_file(dubber, tmp_path, con
     whole, parts = tmp_path / "whole.mp4", tmp_path / "parts.mp4"
     asked = request(tmp_path, output=parts, continuity=continuity, clip_frames=12)
     dubber.run(replace(asked, output=whole))
-    assert [len(s.plans) for s in dubber.plan(asked).stretches] == [2, 3]
+    assert [len(s.plans) for s in dubber.plan(asked).work.stretches] == [2, 3]
     for clip in (1, 2, 4):   # within the first stretch, before the second, within it
         watch = StopsAt(clip)
         with pytest.raises(Interrupted):
