@@ -87,7 +87,7 @@ def _cascade(name: str) -> object:
         import cv2
     except ImportError as error:
         raise ConfigError(
-            "finding faces needs OpenCV: pip install 'wan-s2v[dub]'; "
+            "finding faces needs OpenCV: pip install 'opencv-python-headless<5'; "
             "or say where the face is, with --face-box or --mask"
         ) from error
     folder = getattr(getattr(cv2, "data", None), "haarcascades", "")

@@ -40,7 +40,7 @@ OWN = (
     Option(name="face-box", group=FACE, metavar="L,T,R,B", parse=face_box,
            help="the face, hairline to chin, as shares of the picture's width and height: 0.3,0.2,0.6,0.7; or a CSV "
                 "file with the columns frame,left,top,right,bottom, where frames that are left out stay as they are "
-                "(default: from the mask, or found, which needs: pip install 'wan-s2v[dub]')"),
+                "(default: from the mask, or found, which needs: pip install 'opencv-python-headless<5')"),
     Option(name="face", group=FACE, metavar="N", parse=whole,
            help="which of several people is dubbed, counted from the left (default: the one who fills most)"),
     Option(name="mask-padding", group=FACE, metavar="X", parse=number,
