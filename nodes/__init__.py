@@ -5,7 +5,7 @@ Knows the nodes' names; what they do is in their files.
 
 from __future__ import annotations
 
-from . import audio, clip, loaders, storyboard, video
+from . import audio, clip, dub, loaders, storyboard, video
 from .host import ComfyExtension, io
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -17,6 +17,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     clip.DecodeClip,
     storyboard.Storyboard,
     video.LongVideo,
+    dub.DubVideo,
 )
 
 

@@ -174,8 +174,14 @@ def sample(
     negative: list,
     seed: int,
     callback: Callable[[int, Tensor, Tensor, int], None],
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Noise to latents as the VAE makes them (not normalised), through everything that is attached to the model."""
+    """Noise to latents as the VAE makes them (not normalised), through everything that is attached to the model.
+
+    Args:
+        kept: latents as the VAE makes them, and a mask [1, 1, T, h, w] of what is made anew: where it is 0 they stay.
+    """
+    latents, mask = (torch.zeros_like(noise), None) if kept is None else kept
     return comfy.sample.sample_custom(
         model,
         noise,
@@ -184,7 +190,8 @@ def sample(
         sigmas,
         positive,
         negative,
-        torch.zeros_like(noise),
+        latents,
+        noise_mask=mask,
         callback=callback,
         disable_pbar=True,
         seed=seed,

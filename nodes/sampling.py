@@ -14,6 +14,7 @@ from torch import Tensor
 from ..s2v_core.errors import ConfigError
 from ..s2v_core.sampling.sigmas import make_schedule
 from ..s2v_core.sampling.solvers import SOLVER_STEPS, History
+from ..s2v_core.sampling.source import first_step
 from ..s2v_core.types import ClipInputs, StepCallback
 from . import host
 from . import model as models
@@ -114,16 +115,21 @@ class HostDenoiser:
             self.on_denoised(denoised)
             on_step(step + 1, total)
 
+        source, sigmas, kept = inputs.source, self.levels.sigmas, None
+        if source is not None:
+            sigmas = sigmas[first_step(sigmas.tolist(), source.strength) :]
+            kept = (host.LATENT_FORMAT.process_out(source.latents), source.mask)
         latents = host.sample(
             self.model,
             self._scaled(noise),
             cfg=self.sampling.cfg if inputs.guidance_scale is None else inputs.guidance_scale,
             sampler=self.sampler,
-            sigmas=self.levels.sigmas,
+            sigmas=sigmas,
             positive=host.with_values(self.positives[inputs.index], positive),
             negative=host.with_values(self.negative, negative),
             seed=self.sampling.seed,
             callback=callback,
+            kept=kept,
         )
         return host.LATENT_FORMAT.process_in(latents.float())
 
