@@ -34,6 +34,12 @@ class AudioEncode(io.ComfyNode):
                 io.Audio.Input("driving_audio", optional=True,
                                tooltip="Moves the mouth in place of what is heard: the vocals alone of a song, for "
                                        "instance. As long as audio, and trimmed alike."),
+                io.Float.Input("loudness", default=0.0, min=-60.0, max=0.0, step=1.0, round=0.1, optional=True,
+                               tooltip="LUFS, -60 to 0: brings every 3 s of the sound that moves the mouth to one "
+                                       "loudness, such as -23. 0: off. What is heard stays as it is."),
+                io.Float.Input("noise_gate", default=0.0, min=-90.0, max=0.0, step=1.0, round=0.1, optional=True,
+                               tooltip="dB, -90 to 0: what is quieter does not move the mouth, such as -45; after "
+                                       "loudness. 0: off. What is heard stays as it is."),
             ],
             outputs=[
                 DrivingSoundIO.Output(display_name="s2v_audio", tooltip="For the S2V nodes."),
@@ -54,9 +60,11 @@ class AudioEncode(io.ComfyNode):
         end: float,
         offset: float,
         driving_audio: dict | None = None,
+        loudness: float = 0.0,
+        noise_gate: float = 0.0,
     ) -> io.NodeOutput:
         from .sound import DrivingSound, encode_with, trimmed
 
         heard, driving = trimmed(audio, driving_audio, start=start, end=end, offset=offset)
-        sound = DrivingSound(heard, driving, encode_with(audio_encoder))
+        sound = DrivingSound(heard, driving, encode_with(audio_encoder), loudness=loudness, noise_gate=noise_gate)
         return io.NodeOutput(sound, heard.as_audio(), sound.encoder_output(), float(heard.seconds))

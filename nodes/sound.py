@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..s2v_core.conditioning.audio import SoundFeatures, num_video_frames, read_normalised
+from ..s2v_core.conditioning.audio import SoundFeatures, SoundSource, num_video_frames, read_normalised
+from ..s2v_core.conditioning.sound_cleaning import clean
 from ..s2v_core.config import SAMPLE_RATE
 from ..s2v_core.errors import ConfigError, MediaError, OutputError
-from ..s2v_core.media.audio_io import Sound, sound_from_waveform
+from ..s2v_core.media.audio_io import sound_from_waveform
+from ..s2v_core.types import DrivingSettings
 from . import host
 from .bundled import BundledAudioEncoder
 
@@ -114,9 +116,14 @@ class DrivingSound:
     Features are made when a clip asks for them and kept per frame rate; memory does not grow with the sound.
     """
 
-    def __init__(self, heard: Waveform, driving: Waveform, encode: Encode) -> None:
+    def __init__(
+        self, heard: Waveform, driving: Waveform, encode: Encode, *, loudness: float = 0.0, noise_gate: float = 0.0
+    ) -> None:
+        """`loudness` (LUFS) and `noise_gate` (dB) are of the driving sound; 0 is off."""
         self.heard = heard
-        self.sound: Sound = sound_from_waveform(driving.samples, driving.sample_rate)
+        settings = DrivingSettings(loudness=loudness or None, gate=noise_gate or None)
+        recorded = sound_from_waveform(driving.samples, driving.sample_rate)
+        self.sound: SoundSource = clean(recorded, loudness=settings.loudness, gate=settings.gate)
         self._encode = encode
         self._features: dict[float, SoundFeatures] = {}
         self._encoder_digest = ""
@@ -150,7 +157,7 @@ class DrivingSound:
 class EncoderOutput(dict):
     """The host's AUDIO_ENCODER_OUTPUT, made when one of its entries is read: the whole sound in one piece is large."""
 
-    def __init__(self, sound: Sound, encode: Encode) -> None:
+    def __init__(self, sound: SoundSource, encode: Encode) -> None:
         super().__init__(audio_samples=sound.num_samples)
         self._sound, self._encode = sound, encode
 

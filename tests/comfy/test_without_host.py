@@ -179,6 +179,15 @@ def test_start_behind_end_is_refused_with_both_values(pack):
         sound.trimmed({"waveform": torch.randn(1, 1, 3000), "sample_rate": 1000}, None, start=2, end=1, offset=0)
 
 
+def test_cleaning_is_for_the_driving_sound_and_not_for_the_heard_one(pack):
+    sound = part(pack, "nodes.sound")
+    hiss = torch.cat([0.5 * torch.randn(1, 16000), 0.001 * torch.randn(1, 16000)], dim=1).clamp(-1, 1)
+    waveform = sound.Waveform(samples=hiss, sample_rate=16000)
+    plain, gated = (sound.DrivingSound(waveform, waveform, None, noise_gate=gate) for gate in (0.0, -45.0))
+    assert plain.sound.read(24000, 32000).any() and not gated.sound.read(24000, 32000).any()
+    assert torch.equal(gated.heard.samples, hiss) and plain.heard_digest() == gated.heard_digest()
+
+
 def test_whole_number_samples_become_fractions_of_full_scale(pack):
     sound = part(pack, "nodes.sound")
     waveform = torch.tensor([[[-32768, 0, 16384]]], dtype=torch.int16)
