@@ -25,6 +25,7 @@ from .config import ModelConfig
 from .denoiser import TransformerDenoiser
 from .errors import ConfigError
 from .geometry import VideoSize, token_layout
+from .models.cost import activation_bytes, prepared_bytes
 from .models.dit import WanS2VTransformer
 from .models.sound_encoder import SoundEncoder
 from .models.text_encoder import build_text_encoder
@@ -34,6 +35,7 @@ from .placement import (
     OFFLOADS,
     BlockStreamer,
     MemoryEstimate,
+    blocks_that_stay,
     choose_device,
     choose_dtype,
     free_memory,
@@ -75,6 +77,7 @@ class Components:
         self.attention = attention
         self.loras = tuple(loras)
         self.load_weights = load_weights
+        self.resident_blocks = 0   # of an offload by blocks, on the device throughout: what the last estimate found
         self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
         self.dtype = self._choose_dtype(dtype)
         self.set_offload(offload)
@@ -153,7 +156,9 @@ class Components:
         model = self._transformer
         with ExitStack() as stack:
             if self.offload == "blocks":
-                stack.callback(BlockStreamer(model.blocks, self.device).stop)
+                for block in model.blocks[: self.resident_blocks]:
+                    stack.enter_context(on_device(block, self.device))
+                stack.callback(BlockStreamer(model.blocks[self.resident_blocks :], self.device).stop)
                 stack.enter_context(_all_but_blocks(model, self.device))
             elif self.offload == "none":
                 model.to(self.device)
@@ -163,21 +168,33 @@ class Components:
     # ---- what they take -------------------------------------------------------------------------------------------
 
     def estimate(self, size: VideoSize, clip: ClipSettings) -> MemoryEstimate:
-        """Memory for a video, before any weight is read."""
+        """Memory for a video, before any weight is read. Offloaded by blocks, as many stay as there is room for."""
         config = self.config.transformer
         layout = token_layout(size.latent_grid(clip.num_latents), has_motion=True)
         item = self.dtype.itemsize
-        prompts = 2 * config.num_layers * 2 * config.text_len * config.dim * item
-        activations = layout.total * item * (2 * config.ffn_dim + 6 * config.dim)
+        denoising = prepared_bytes(config, layout, item) + activation_bytes(config, layout, item)
         pixels = size.width * size.height
         frames = clip.frames + 2 * clip.motion_frames + 8
-        return MemoryEstimate(
+        estimate = MemoryEstimate(
             weights=self._resident_bytes(self.offload),
-            denoising=prompts + activations,
+            denoising=denoising,
             decoding=pixels * self.config.vae.dim * VAE_BYTES_PER_PIXEL_AND_CHANNEL,
             host=frames * pixels * 3 * 4,
             available=free_memory(self.device),
         )
+        if self.offload == "blocks":
+            per_block = self._weights["transformer"] // config.num_layers
+            estimate = estimate.with_blocks(
+                blocks_that_stay(
+                    available=int(HEADROOM * estimate.available),
+                    needed=estimate.device_peak,
+                    per_block=per_block,
+                    num_blocks=config.num_layers,
+                ),
+                per_block,
+            )
+        self.resident_blocks = estimate.resident_blocks
+        return estimate
 
     def _resident_bytes(self, offload: str) -> int:
         """Weights on the device while the transformer runs; the autoencoder is always there."""

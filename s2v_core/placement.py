@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -211,6 +211,15 @@ class BlockStreamer:
         self.kept = None
 
 
+def blocks_that_stay(*, available: int, needed: int, per_block: int, num_blocks: int) -> int:
+    """How many of a model's blocks can stay on the device while the others visit it.
+
+    Args:
+        available, needed: bytes that may be filled, and that everything else takes, visiting blocks included.
+    """
+    return max(0, min(num_blocks, (available - needed) // max(1, per_block)))
+
+
 def _slots(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers, whose `.data` can be swapped."""
     return [*module.parameters(), *module.buffers()]
@@ -225,6 +234,11 @@ class MemoryEstimate:
     decoding: int     # the autoencoder at work
     host: int         # RAM beside the weights: one clip of frames, sound, bookkeeping
     available: int    # free on the device now
+    resident_blocks: int = 0   # blocks that stay there while the others come and go; in `weights`
+
+    def with_blocks(self, num_blocks: int, per_block: int) -> MemoryEstimate:
+        """The same job with so many blocks of `per_block` bytes staying on the device."""
+        return replace(self, weights=self.weights + num_blocks * per_block, resident_blocks=num_blocks)
 
     @property
     def device_peak(self) -> int:
@@ -236,7 +250,8 @@ class MemoryEstimate:
             f"decoding {_gib(self.decoding)}, frames in RAM {_gib(self.host)}"
         )
         fits = "fits" if self.device_peak <= self.available else "may NOT fit: use --offload blocks or a smaller --size"
-        return f"{_gib(self.device_peak)} at the peak ({parts}); {_gib(self.available)} free, {fits}"
+        stay = f"; {self.resident_blocks} blocks stay on the device, others visit it" if self.resident_blocks else ""
+        return f"{_gib(self.device_peak)} at the peak ({parts}){stay}; {_gib(self.available)} free, {fits}"
 
 
 def _gib(count: int) -> str:

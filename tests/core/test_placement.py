@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -14,6 +14,7 @@ from s2v_core.placement import (
     GIB,
     BlockStreamer,
     MemoryEstimate,
+    blocks_that_stay,
     choose_device,
     choose_dtype,
     num_bytes,
@@ -71,24 +72,33 @@ def test_a_running_block_works_on_a_copy_and_at_most_two_are_away() -> None:
     assert away == [2, 2, 2, 2]
 
 
-def test_copies_hide_behind_blocks_that_take_longer() -> None:
-    class Slow(nn.Linear):
+def test_a_block_is_copied_whole_while_the_one_before_computes() -> None:
+    """Told without a clock: every block goes on computing until it sees the copy of the next one finished."""
+    arrived = [threading.Event() for _ in range(6)]
+
+    class Patient(nn.Linear):
+        number = 0
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.04)
+            assert arrived[(self.number + 1) % 6].wait(timeout=300), "its copy has not begun, or waits for us"
             return super().forward(x)
 
-    def copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        time.sleep(0.01)
-        return [t.clone() for t in tensors]
+    model = nn.Sequential(*(Patient(8, 8) for _ in arrived))
+    owner = {}
+    for number, block in enumerate(model):
+        block.number = number
+        owner[block.weight.data_ptr()] = number
 
-    model = nn.Sequential(*(Slow(8, 8) for _ in range(6)))
+    def copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        copies = [t.clone() for t in tensors]
+        arrived[owner[tensors[0].data_ptr()]].set()
+        return copies
+
     streamer = BlockStreamer(model, CPU, copy)
-    model(torch.randn(1, 8))   # nobody could foresee the very first
-    streamer.copied_seconds = streamer.waited_seconds = 0.0
     model(torch.randn(1, 8))
     streamer.stop()
-    assert streamer.copied_seconds >= 0.05
-    assert streamer.waited_seconds <= 0.05 * streamer.copied_seconds
+    assert all(event.is_set() for event in arrived)
+    assert streamer.copied_seconds > 0
 
 
 def test_a_block_that_runs_twice_is_copied_once() -> None:
@@ -120,3 +130,26 @@ def test_an_estimate_says_whether_it_fits() -> None:
     assert "16.0 GB at the peak" in str(MemoryEstimate(**parts, available=24 * GIB))
     assert str(MemoryEstimate(**parts, available=24 * GIB)).endswith("fits")
     assert "may NOT fit" in str(MemoryEstimate(**parts, available=12 * GIB))
+
+
+def test_as_many_blocks_stay_as_there_is_room_for() -> None:
+    """Forty blocks of 0.7 GB beside 9 GB of everything else."""
+    block, needed = int(0.7 * GIB), 9 * GIB
+    stay = {
+        room: blocks_that_stay(available=room * GIB, needed=needed, per_block=block, num_blocks=40)
+        for room in (8, 9, 12, 24, 80)
+    }
+    assert stay == {8: 0, 9: 0, 12: 4, 24: 21, 80: 40}
+    parts = {"weights": 4 * GIB, "denoising": 4 * GIB, "decoding": 5 * GIB, "host": GIB, "available": 24 * GIB}
+    estimate = MemoryEstimate(**parts).with_blocks(stay[24], block)
+    assert needed < estimate.device_peak <= 24 * GIB < estimate.device_peak + block
+    assert "21 blocks stay on the device" in str(estimate)
+
+
+def test_blocks_that_stay_and_blocks_that_visit_make_the_same_model() -> None:
+    model, x = chain(), torch.randn(3, 8)
+    expected = model(x)
+    streamer = BlockStreamer(model[2:], CPU)
+    with on_device(model[0], CPU), on_device(model[1], CPU):
+        assert torch.equal(model(x), expected)
+    streamer.stop()
