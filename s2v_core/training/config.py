@@ -186,10 +186,12 @@ class DataConfig:
     batch_size: int = 1
     accumulate: int = 1                # batches to an optimiser step
     first_clip: float = 0.3            # probability that a batch is of first clips: no motion, reference opens
+    clip_latents: int = 0              # latent frames taken of a window, for cheap and varied batches; 0: all
 
     def __post_init__(self) -> None:
         _probabilities(self, "first_clip")
         _at_least(self, 1, "batch_size", "accumulate")
+        _at_least(self, 0, "clip_latents")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ import numpy as np
 from ..config import TransformerConfig
 from ..errors import CheckpointError, ConfigError
 from .objective import Batch
-from .windows import CONTINUING, FIRST, WindowEntry, batch_windows, load_window, read_entry
+from .windows import CONTINUING, FIRST, Window, WindowEntry, batch_windows, load_window, read_entry
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,15 @@ class WindowBatches:
     Args:
         paths: of windows; files that cannot be read are logged and left out.
         first_clip: share of batches that are first clips; 0 or 1 leaves the others' windows unused.
+        clip_latents: latent frames that are taken of a window: a first clip's first ones, of others any; 0: all.
 
     Raises: ConfigError when windows are missing for a share, or were made by different encoders.
     """
 
-    def __init__(self, paths: Sequence[Path], *, batch_size: int, first_clip: float, seed: int) -> None:
-        self.batch_size, self.first_clip, self.seed = batch_size, first_clip, seed
+    def __init__(
+        self, paths: Sequence[Path], *, batch_size: int, first_clip: float, seed: int, clip_latents: int = 0
+    ) -> None:
+        self.batch_size, self.first_clip, self.seed, self.clip_latents = batch_size, first_clip, seed, clip_latents
         entries = self._entries = _readable(paths)
         _check_one_model(entries)
         self.num_skipped = len(paths) - len(entries)
@@ -66,7 +69,14 @@ class WindowBatches:
         self.num_skipped += len(faults)
         if not windows:
             raise faults[0]
-        return batch_windows([windows[i % len(windows)] for i in range(self.batch_size)])
+        rng = np.random.default_rng([self.seed, index])
+        return batch_windows([self._stretch(windows[i % len(windows)], rng) for i in range(self.batch_size)])
+
+    def _stretch(self, window: Window, rng: np.random.Generator) -> Window:
+        spare = window.latents.shape[1] - self.clip_latents
+        if not self.clip_latents or spare <= 0:
+            return window
+        return window.stretch(0 if window.kind == FIRST else int(rng.integers(spare + 1)), self.clip_latents)
 
     def check_fit(self, model: TransformerConfig, *, with_embeds: bool) -> None:
         """Are the windows for this model?

@@ -82,6 +82,7 @@ def make_trainer(config: TrainConfig, *, device: torch.device, ranks: Ranks | No
         batch_size=config.data.batch_size,
         first_clip=config.data.first_clip,
         seed=config.run.seed,
+        clip_latents=config.data.clip_latents,
     )
     source.check_fit(model_config(config).transformer, with_embeds=config.model.text_encoder == "frozen")
     trainer = Trainer(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from .objective import Batch
 
 FIRST, CONTINUING = "first", "continuing"
 EMPTY_PROMPT = "empty_prompt"
+_FRAME_AXES = {"latents": 1, "pose_latents": 1, "face_mask": 0, "mouth_mask": 0, "speaker_masks": 1}   # of a window
 STORED = torch.float16   # of latents and features: they lie within a few tens
 
 
@@ -49,6 +50,27 @@ class Window:
     @property
     def kind(self) -> str:
         return FIRST if self.motion_latents is None else CONTINUING
+
+    def stretch(self, start: int, num: int) -> Window:
+        """`num` of its latent frames from `start` on, which is 0 for a first clip; what is before them is their past.
+
+        (Of a past that is moved, the oldest latent frame was encoded as four frames, not as a stream's first one.)
+        """
+        assert start == 0 or self.motion_latents is not None, "nothing is known of a first clip's past"
+        motion = self.motion_latents
+        if motion is not None and start:
+            motion = torch.cat([motion, self.latents[:, :start]], dim=1)[:, start:]
+        cuts = {name: (axis, 1) for name, axis in _FRAME_AXES.items()}
+        cuts |= {name: (-1, TEMPORAL_STRIDE) for name in ("audio_features", "speaker_features")}
+        return replace(
+            self,
+            motion_latents=motion,
+            **{
+                name: value.narrow(axis, start * rate, num * rate)
+                for name, (axis, rate) in cuts.items()
+                if (value := getattr(self, name)) is not None
+            },
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -373,6 +373,36 @@ def test_first_clips_come_in_their_share_and_evenly(folder):
     assert sum(firsts) == 12 and all(sum(firsts[i : i + 10]) == 3 for i in range(0, 31))
 
 
+def test_a_stretch_of_a_window_has_the_frames_before_it_as_its_past():
+    window = some_window(0, frames=6)
+    part = window.stretch(2, 3)
+    assert torch.equal(part.latents, window.latents[:, 2:5])
+    assert torch.equal(part.audio_features, window.audio_features[..., 8:20])
+    assert torch.equal(part.motion_latents, torch.cat([window.motion_latents, window.latents], 1)[:, 2:21])
+    assert torch.equal(part.reference_latent, window.reference_latent) and part.prompt == window.prompt
+
+
+def test_batches_of_stretches_are_alike_for_one_seed_and_begin_first_clips_at_their_start(tmp_path):
+    for seed in range(6):
+        window = some_window(seed, motion=seed < 3, frames=6)
+        save_window(tmp_path / f"{seed}.safetensors", window, fingerprint="f", model="m")
+    paths = find_windows([tmp_path])
+    source, again = (
+        WindowBatches(paths, batch_size=3, first_clip=0.5, seed=1, clip_latents=2) for _ in range(2)
+    )
+    starts = set()
+    for index in range(8):
+        batch = source.batch(index)
+        assert batch.latents.shape[2] == 2 and batch.audio_features.shape[-1] == 8
+        assert torch.equal(batch.latents, again.batch(index).latents)
+        for prompt, latents in zip(batch.prompts, batch.latents, strict=True):
+            whole = some_window(int(prompt), frames=6).latents
+            matches = [k for k in range(5) if torch.allclose(whole[:, k : k + 2], latents, atol=1e-2)]
+            starts |= {(batch.motion_latents is None, *matches)}
+    assert {start for first, start in starts if first} == {0}
+    assert len({start for first, start in starts if not first}) > 2
+
+
 def test_a_saved_window_comes_back_in_half_precision(tmp_path):
     window = some_window(3)
     save_window(tmp_path / "w.safetensors", window, fingerprint="f", model="m")
