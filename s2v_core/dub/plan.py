@@ -22,7 +22,7 @@ from .crop import crop_boxes
 from .faces import Face, Faces
 from .masks import Region
 from .request import DubRequest
-from .shot import Shot, describe_shot, thumbnail
+from .shot import Changes, Shot, describe_shot
 from .stretch import Editor, Stretch, num_drawn
 from .timeline import Timeline, make_timeline
 from .tracking import Track, follow, runs
@@ -150,17 +150,17 @@ def _how_often(draw_every: int) -> str:
 
 def _look_through(request: DubRequest, faces: Faces) -> tuple[Shot, list[Sequence[Face]]]:
     """Every frame of the footage once: when it shows, what is on it."""
-    times, thumbnails, seen = [], [], []
-    size = (0, 0)
+    times, changes, seen = [], [], []
+    change, size = Changes(), (0, 0)
     for number, frame in enumerate(read_timed_frames(request.video)):
         picture = frame.picture()
         size = size if number else (picture.shape[1], picture.shape[0])
         if (picture.shape[1], picture.shape[0]) != size:
             raise MediaError(f"{request.video} changes its size at frame {number}; cut it there, or convert it first")
         times.append(frame.seconds)
-        thumbnails.append(thumbnail(picture))
+        changes.append(change.of(picture))
         seen.append(faces.seen(number, frame.seconds, picture) if _is_asked_for(request, frame.seconds) else ())
-    return describe_shot(request.video, times, thumbnails, size), seen
+    return describe_shot(request.video, times, changes, size), seen
 
 
 def _is_asked_for(request: DubRequest, seconds: float) -> bool:

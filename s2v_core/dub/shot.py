@@ -53,12 +53,12 @@ class Shot:
         return 1 / self.step
 
 
-def describe_shot(path: Path, times: Sequence[float], thumbnails: Sequence[np.ndarray], size: tuple[int, int]) -> Shot:
+def describe_shot(path: Path, times: Sequence[float], changes: Sequence[float], size: tuple[int, int]) -> Shot:
     """A shot from what was seen of every frame.
 
     Args:
         times: seconds since the first frame.
-        thumbnails: [h, w] float each, 0 to 255.
+        changes: of each frame's thumbnail, as `Changes` measures them.
         size: width and height of the upright pictures.
 
     Raises: MediaError for frames out of order.
@@ -72,7 +72,7 @@ def describe_shot(path: Path, times: Sequence[float], thumbnails: Sequence[np.nd
     if rate:
         end = float(len(times) / rate)
     return Shot(
-        path=path, width=size[0], height=size[1], times=tuple(times), end=end, rate=rate, cuts=find_cuts(thumbnails)
+        path=path, width=size[0], height=size[1], times=tuple(times), end=end, rate=rate, cuts=find_cuts(changes)
     )
 
 
@@ -89,20 +89,28 @@ def constant_rate(times: Sequence[float], end: float) -> Fraction | None:
     return next((rate for rate in (usual, own) if error(rate) <= ROUNDED_BY), None)
 
 
-def find_cuts(thumbnails: Sequence[np.ndarray]) -> frozenset[int]:
+class Changes:
+    """How much each picture differs from the one before it."""
+
+    def __init__(self) -> None:
+        self._last: np.ndarray | None = None   # [18, 32] brightness, 0 to 255
+
+    def of(self, picture: np.ndarray) -> float:
+        """Mean difference of the brightness of a picture [H, W, 3] uint8, 0 to 1; 0 for the first."""
+        small = Image.fromarray(picture).convert("L").resize(THUMBNAIL, Image.Resampling.BOX)
+        seen, self._last = self._last, np.asarray(small, np.float32)
+        return 0.0 if seen is None else float(np.abs(self._last - seen).mean() / 255)
+
+
+def find_cuts(changes: Sequence[float]) -> frozenset[int]:
     """Frames whose picture has little to do with the one before, measured by the usual change around them."""
-    changes = np.asarray([0.0, *(np.abs(b - a).mean() / 255 for a, b in zip(thumbnails, thumbnails[1:], strict=False))])
+    changes = np.asarray(changes)
     cuts = []
     for k in np.flatnonzero(changes > CUT):
         around = np.delete(changes[max(1, k - AROUND) : k + AROUND + 1], k - max(1, k - AROUND))
         if changes[k] > CUT_RATIO * (np.median(around) if len(around) else 0.0):
             cuts.append(int(k))
     return frozenset(cuts)
-
-
-def thumbnail(picture: np.ndarray) -> np.ndarray:
-    """[18, 32] float32 brightness of a picture [H, W, 3] uint8."""
-    return np.asarray(Image.fromarray(picture).convert("L").resize(THUMBNAIL, Image.Resampling.BOX), np.float32)
 
 
 class FrameReader:
