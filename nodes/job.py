@@ -19,7 +19,8 @@ from ..s2v_core.conditioning.pose import PoseVideo
 from ..s2v_core.errors import ConfigError, MediaError, ShapeError
 from ..s2v_core.geometry import VideoSize, fit_size
 from ..s2v_core.media.video_io import probe_video, read_timed_frames
-from ..s2v_core.types import ClipInputs, ClipPlan, ClipSettings, Conditioning, Direction, MotionMemory
+from ..s2v_core.types import ClipInputs, ClipPlan, ClipSettings, Conditioning, Direction, MotionMemory, PoseControl
+from ..s2v_core.video.color import ColourMatch, Grade
 from ..s2v_core.video.generate import clip_inputs, kept_frames, open_stream
 from ..s2v_core.video.memory import after, blank_memory, memory_from_image
 from ..s2v_core.video.storyboard import Scene, Script, direct, place_scenes, unseen
@@ -83,6 +84,7 @@ class Job:
     settings: ClipSettings
     codec: HostCodec
     start_from_image: bool
+    match_colour: str
 
     @classmethod
     def of(
@@ -101,6 +103,8 @@ class Job:
         start_from_image: bool,
         pose_video: object | None,
         storyboard: Board | None = None,
+        pose_control: PoseControl | None = None,
+        match_colour: str = "off",
     ) -> Job:
         """Open, fit and encode what the inputs hold.
 
@@ -138,6 +142,7 @@ class Job:
             ),
             audio=sound.features(fps),
             pose=None if pose_video is None else open_pose(pose_video, size, fps),
+            pose_control=pose_control or PoseControl(),
         )
         return cls(
             conditioning=conditioning,
@@ -150,7 +155,15 @@ class Job:
             settings=settings,
             codec=codec,
             start_from_image=start_from_image,
+            match_colour=match_colour,
         )
+
+    def grade(self) -> Grade | None:
+        """Each clip's frames to the colours of its reference picture."""
+        if self.match_colour == "off":
+            return None
+        matches = {id(picture): ColourMatch(picture, self.match_colour) for picture in self.pictures}
+        return lambda plan, frames: matches[id(self.pictures[plan.index])](frames)
 
     def next_plan(self, motion: Motion | None) -> ClipPlan:
         """The clip that follows `motion`; without one, the first. Raises: ConfigError past the sound's end."""

@@ -165,13 +165,14 @@ def _fill(
     before = job.plans[: take.num_finished]
     if images is not None:
         for clip in decode_again(
-            before, job.conditioning, job.codec, job.settings, continuity=continuity, latents=take.latents
-        ):
+            before, job.conditioning, job.codec, job.settings,
+            continuity=continuity, latents=take.latents, grade=job.grade(),
+        ):  # fmt: skip
             images.put(clip)
     fill_take(
         take, job.plans, job.conditioning,
         HostDenoiser(model, job.positives, job.negative, sampling, progress.denoised), job.codec, job.settings,
-        continuity=continuity, decoder_reach=job.codec.decoder_reach, watch=progress,
+        continuity=continuity, decoder_reach=job.codec.decoder_reach, watch=progress, grade=job.grade(),
     )  # fmt: skip
 
 
@@ -218,6 +219,8 @@ def _fingerprint(
         "sampling": asdict(sampling),
         "levels": digest([levels.sigmas, levels.timesteps]),
         "continuity": continuity,
+        "match_colour": job.match_colour,
+        "pose_control": asdict(job.conditioning.pose_control),
         "start_from_image": job.start_from_image,
         "model": model_identity(model),
         "vae": digest(_first_numbers(job.codec.model.state_dict())),

@@ -5,7 +5,7 @@ Knows widgets; the run is in `run.py`.
 
 from __future__ import annotations
 
-from ..s2v_core.types import CONTINUITIES
+from ..s2v_core.types import COLOR_MATCHES, CONTINUITIES, PoseControl
 from . import host
 from .host import io
 from .sockets import CATEGORY, StoryboardIO, how_large, how_to_begin, how_to_sample, what_to_show
@@ -38,6 +38,15 @@ class LongVideo(io.ComfyNode):
                 io.Boolean.Input("with_images", default=False, optional=True,
                                  tooltip="Give all frames as IMAGE too: 12 bytes of memory a pixel, 4.8 MB a frame at "
                                          "832x480. The video itself needs none of it."),
+                io.Combo.Input("match_colour", options=list(COLOR_MATCHES), default="off", optional=True,
+                               tooltip="Against drifting colours: each clip is given the colours of the picture, by "
+                                       "lab (lightness and two colour axes) or mkl (red, green and blue together)."),
+                io.Float.Input("pose_strength", default=1.0, min=0.0, max=2.0, step=0.05, round=0.01, optional=True,
+                               tooltip="How closely the pose video is followed, 0 (not at all) to 2."),
+                io.Float.Input("pose_start", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
+                               tooltip="Seconds of the video: before it, the movement is free."),
+                io.Float.Input("pose_end", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
+                               tooltip="Seconds of the video: after it, the movement is free. 0: at the video's end."),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video."),
@@ -68,6 +77,10 @@ class LongVideo(io.ComfyNode):
         pose_video: object | None = None,
         storyboard: object | None = None,
         with_images: bool = False,
+        match_colour: str = "off",
+        pose_strength: float = 1.0,
+        pose_start: float = 0.0,
+        pose_end: float = 0.0,
     ) -> io.NodeOutput:
         from .job import Job
         from .model import default_area
@@ -75,10 +88,16 @@ class LongVideo(io.ComfyNode):
         from .sampling import Sampling, check_choice
 
         check_choice("continuity", continuity, CONTINUITIES)
+        check_choice("match_colour", match_colour, COLOR_MATCHES)
+        pose_control = PoseControl(
+            strength=pose_strength,
+            start_frame=round(pose_start * fps),
+            stop_frame=round(pose_end * fps) if pose_end else None,
+        )
         job = Job.of(
             model_area=default_area(model), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
-            storyboard=storyboard,
+            storyboard=storyboard, pose_control=pose_control, match_colour=match_colour,
         )  # fmt: skip
         sampling = Sampling(seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler)
         path, images = long_video(

@@ -179,3 +179,20 @@ def test_after_a_crash_another_server_goes_on(comfy, tmp_path):
         assert (take.parent / "clips" / "0000.mp4").stat().st_mtime_ns == written
         (path,) = second.files(second.wait(running))
     assert len(pictures(path)) == 84
+
+
+def test_a_pose_has_a_strength_and_colours_are_the_pictures(server):
+    """None of a pose is no pose; a weak one is neither."""
+
+    def made(**values):
+        (path,) = server.files(server.run(change(posed, "S2VLongVideo", **values)))
+        return pictures(path)
+
+    posed = small(with_bundled(workflow("s2v_pose")), 0.5)
+    full, weak, none, early = made(), made(pose_strength=0.5), made(pose_strength=0.0), made(pose_end=0.2)
+    matched = made(match_colour="lab")
+    for spec in posed.values():
+        spec["inputs"].pop("pose_video", None)
+    assert np.array_equal(none, made())
+    different = [full, weak, none, early, matched]
+    assert all(not np.array_equal(a, b) for i, a in enumerate(different) for b in different[:i])
