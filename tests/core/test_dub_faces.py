@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from s2v_core.dub.faces import Face, FoundFaces, GivenBoxes, MaskedFaces, MaskFrames, StillMask, read_boxes, read_mask
+from s2v_core.dub.plan import find_work
+from s2v_core.dub.request import DubRequest
+from s2v_core.dub.run import who_says_where
 from s2v_core.dub.tracking import IN_PROFILE, NO_FACE, TOO_SHORT, follow, overlap, smooth
 from s2v_core.errors import ConfigError, MediaError
+from s2v_core.geometry import VideoSize
 
 from .dub_footage import write_video
 
@@ -48,6 +52,27 @@ def test_a_covered_face_is_not_found():
     picture = np.asarray(Image.open(PHOTO).convert("RGB")).copy()
     picture[60:120, 40:120] = (120, 90, 70)
     assert FoundFaces().seen(0, 0.0, picture) == []
+
+
+def test_a_face_that_moves_is_followed_and_one_that_is_covered_stays_as_it_is(tmp_path):
+    photo = Image.open(PHOTO).convert("RGB")
+
+    def picture(k):
+        scene = Image.new("RGB", (320, 192), (90, 110, 130))
+        scene.paste(photo, (40 + 3 * k, 16))
+        if 14 <= k < 24:
+            scene.paste((120, 90, 70), (40 + 3 * k + 30, 16 + 50, 40 + 3 * k + 130, 16 + 130))
+        return np.asarray(scene)
+
+    write_video(tmp_path / "shot.mp4", (picture(k) for k in range(36)))
+    request = DubRequest(video=tmp_path / "shot.mp4", audio=tmp_path / "new.wav", output=tmp_path / "out.mp4")
+    work = find_work(request, *who_says_where(request, None), VideoSize(width=64, height=64), 1.44)
+    assert [str(untouched) for untouched in work.untouched] == ["14-23 (no face)"]
+    assert [(stretch.first, stretch.stop) for stretch in work.stretches] == [(0, 14), (24, 36)]
+    for stretch in work.stretches:
+        middles = [(left + right) / 2 for left, _, right, _ in stretch.faces]
+        truth = [40 + 3 * k + 80 for k in range(stretch.first, stretch.stop)]
+        assert np.abs(np.subtract(middles, truth)).max() < 4
 
 
 def test_without_opencv_the_line_that_brings_it_is_said(monkeypatch):
