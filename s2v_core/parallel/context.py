@@ -114,8 +114,9 @@ def share_sequences(model: WanS2VTransformer, ranks: Ranks) -> SharedSequence:
     shared = SharedSequence(model, ranks)
     model.sharding = shared
     if ranks.layout.context > 1:
+        attend = torch.compiler.disable(shared.attend)   # blocks may be compiled, what they exchange is not
         for block in model.blocks:
-            block.self_attn.attention = partial(shared.attend, block.self_attn.attention)
+            block.self_attn.attention = partial(attend, block.self_attn.attention)
     return shared
 
 

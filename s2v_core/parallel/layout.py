@@ -5,6 +5,7 @@ Knows counts alone; no tensors, no processes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import ConfigError
@@ -57,3 +58,10 @@ class Layout:
                 f"parallel: {self} makes {self.size} processes, and {num_processes} "
                 f"{'was' if num_processes == 1 else 'were'} launched: change one of the two"
             )
+
+
+def denoising_layout(num_processes: int, num_heads: int) -> Layout:
+    """How processes share a video's denoising: guidance's branches first, then heads, and a ring for what is left."""
+    data = 2 - num_processes % 2
+    ulysses = math.gcd(num_processes // data, num_heads)
+    return Layout(data=data, ring=num_processes // data // ulysses, ulysses=ulysses)

@@ -125,6 +125,8 @@ def _estimate(
     if num_gpus > 1:
         gradients = block * FLOAT32 if config.model.trained == "all" else 0
         parts["gathered blocks"] = 2 * block * compute + gradients   # the one at work and the next
+        layers = _num_parameters(transformer.blocks) + _num_parameters(transformer.audio_injector)
+        parts["gathered rest"] = (weights - layers) * FLOAT32        # embeddings, head, sound encoder: all the time
     parts["activations kept"] = share * kept_bytes(config, transformer.config, tokens, compute)
     parts["a block at work"] = share * block_bytes(transformer.config, tokens.total, compute)
     if layout.context > 1:

@@ -28,6 +28,7 @@ DOORS: dict[str, set[str]] = {
     "parallel": {"models", "ops"},
     "components": {
         "types", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser", "video", "media",
+        "parallel",
     },
     "cast": {"types", "request", "speakers", "conditioning", "media"},
     "pipeline": {
