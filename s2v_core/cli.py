@@ -197,10 +197,17 @@ def generate(arguments: argparse.Namespace, load: Loader) -> int:
     batch = values.get("batch")
     jobs = read_batch(batch, values) if isinstance(batch, Path) else [make_job(values)]
     pipeline = load(make_model_options(values), load_weights=not is_dry)
-    if batch is None:
-        run_job(pipeline, jobs[0], is_quiet=is_quiet, is_dry=is_dry)
-        return 0
-    return run_batch(pipeline, jobs, is_quiet=is_quiet, is_dry=is_dry, is_debug=is_debug)
+
+    def work() -> int:
+        if batch is None:
+            run_job(pipeline, jobs[0], is_quiet=is_quiet, is_dry=is_dry)
+            return 0
+        return run_batch(pipeline, jobs, is_quiet=is_quiet, is_dry=is_dry, is_debug=is_debug)
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return work()
+    with pipeline.together() as leads:   # torchrun: one process reads, decodes and writes, all of them denoise
+        return work() if leads else 0
 
 
 def read_values(arguments: argparse.Namespace) -> dict[str, object]:
@@ -357,7 +364,7 @@ COMMANDS: Mapping[str, Command] = {
         run=inspect,
     ),
     "train": Command(
-        help="train or fine-tune a model by a YAML file's settings, on one device",
+        help="train or fine-tune a model by a YAML file's settings, on one device or, launched by torchrun, on several",
         add_arguments=add_train_arguments,
         run=train,
         epilog="""examples:

@@ -31,6 +31,9 @@ from .models.sound_encoder import SoundEncoder
 from .models.text_encoder import build_text_encoder
 from .models.vae import WanVAE
 from .ops.attention import AttentionFn, make_attention
+from .parallel.layout import denoising_layout
+from .parallel.ranks import Ranks, joined, launched, make_ranks
+from .parallel.together import dismiss, follow, leading, share_denoising
 from .placement import (
     OFFLOADS,
     BlockStreamer,
@@ -38,6 +41,7 @@ from .placement import (
     blocks_that_stay,
     choose_device,
     choose_dtype,
+    device_of_process,
     free_memory,
     on_device,
 )
@@ -78,6 +82,7 @@ class Components:
         self.loras = tuple(loras)
         self.load_weights = load_weights
         self.resident_blocks = 0   # of an offload by blocks, on the device throughout: what the last estimate found
+        self.ranks = Ranks()   # one process, unless it works `together` with others
         self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
         self.dtype = self._choose_dtype(dtype)
         self.set_offload(offload)
@@ -98,9 +103,10 @@ class Components:
 
         Raises: CheckpointError, ConfigError.
         """
+        where, (_, local_rank, num_processes) = choose_device(device), launched()
         return cls(
             find_components(BUNDLED if model is None else model),
-            device=choose_device(device),
+            device=device_of_process(where, local_rank) if num_processes > 1 else where,
             dtype=dtype,
             attention=make_attention(attention),
             offload=offload,
@@ -151,8 +157,39 @@ class Components:
         return vae.to(self.device)
 
     @contextmanager
+    def together(self) -> Iterator[bool]:
+        """Connected with the other processes of a launch, which share the denoising; nothing happens for one alone.
+
+        Yields: whether this process leads. One that does not has followed until the leader had no more to do.
+        """
+        num_processes = launched()[2]
+        if num_processes == 1:
+            yield True
+            return
+        with joined(self.device):
+            layout = denoising_layout(num_processes, self.config.transformer.num_heads)
+            self.ranks = make_ranks(layout, self.device)
+            if self.ranks.is_main:
+                log.info("%d processes share the denoising: %s", num_processes, layout)
+                yield True
+                dismiss()
+            else:
+                follow(self._denoiser)
+                yield False
+
+    @contextmanager
     def denoising(self, settings: SamplerSettings) -> Iterator[Denoiser]:
         """A denoiser for one video; its transformer is in place while the context lasts."""
+        with self._denoiser(settings) as denoiser:
+            if self.ranks.is_alone:
+                yield denoiser
+            else:
+                with leading(denoiser, settings) as led:
+                    yield led
+
+    @contextmanager
+    def _denoiser(self, settings: SamplerSettings) -> Iterator[Denoiser]:
+        """This process's own."""
         model = self._transformer
         with ExitStack() as stack:
             if self.offload == "blocks":
@@ -233,6 +270,8 @@ class Components:
         model.compute_dtype = self.dtype
         for _, lora, strength in self.loras:
             apply_lora(model, lora, strength)
+        if not self.ranks.is_alone:
+            share_denoising(model, self.ranks)
         return model
 
     @cached_property

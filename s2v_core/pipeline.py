@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -201,6 +201,10 @@ class WanS2VPipeline:
                 load_weights=load_weights,
             )
         )
+
+    def together(self) -> AbstractContextManager[bool]:
+        """With the other processes of a torchrun launch: see `Components.together`."""
+        return self.components.together()
 
     def enable_cpu_offload(self, what: str = "model") -> None:
         """Let models ("model") or also the transformer's blocks ("blocks") wait in main memory."""
