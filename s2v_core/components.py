@@ -24,7 +24,7 @@ from .conditioning.text import Tokenizer, byte_tokenizer, encode_prompt, folder_
 from .config import ModelConfig
 from .denoiser import TransformerDenoiser
 from .errors import ConfigError
-from .geometry import VideoSize, token_layout
+from .geometry import TokenLayout, VideoSize, token_layout
 from .models.cost import activation_bytes, prepared_bytes
 from .models.dit import WanS2VTransformer
 from .models.sound_encoder import SoundEncoder
@@ -56,6 +56,7 @@ HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment,
 # the tensors of four full-size frames that live at once, and the two frames that each causal layer carries.
 # Measured with `tests/benchmarks/vae.py` on a CPU, dim 12 and 48.
 VAE_BYTES_PER_PIXEL_AND_CHANNEL = 280
+FFN_CHUNKS = 8   # where memory is short: more save nothing, as attention is then the larger
 
 
 class Components:
@@ -81,7 +82,9 @@ class Components:
         self.attention = attention
         self.loras = tuple(loras)
         self.load_weights = load_weights
-        self.resident_blocks = 0   # of an offload by blocks, on the device throughout: what the last estimate found
+        # What the last estimate found: blocks of an offload that are on the device throughout, tokens of a chunk.
+        self.resident_blocks = 0
+        self.chunk_tokens: int | None = None
         self.ranks = Ranks()   # one process, unless it works `together` with others
         self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
         self.dtype = self._choose_dtype(dtype)
@@ -191,6 +194,8 @@ class Components:
     def _denoiser(self, settings: SamplerSettings) -> Iterator[Denoiser]:
         """This process's own."""
         model = self._transformer
+        for block in model.blocks:
+            block.ffn.chunk_tokens = self.chunk_tokens
         with ExitStack() as stack:
             if self.offload == "blocks":
                 for block in model.blocks[: self.resident_blocks]:
@@ -205,25 +210,26 @@ class Components:
     # ---- what they take -------------------------------------------------------------------------------------------
 
     def estimate(self, size: VideoSize, clip: ClipSettings) -> MemoryEstimate:
-        """Memory for a video, before any weight is read. Offloaded by blocks, as many stay as there is room for."""
+        """Memory for a video, before any weight is read. Offloaded by blocks, as many stay as there is room for; where
+        there is too little, feed-forwards take their tokens in chunks."""
         config = self.config.transformer
         layout = token_layout(size.latent_grid(clip.num_latents), has_motion=True)
-        item = self.dtype.itemsize
-        denoising = prepared_bytes(config, layout, item) + activation_bytes(config, layout, item)
+        weights, available = self._resident_bytes(self.offload), free_memory(self.device)
+        denoising, self.chunk_tokens = self._denoising_bytes(layout, int(HEADROOM * available) - weights)
         pixels = size.width * size.height
         frames = clip.frames + 2 * clip.motion_frames + 8
         estimate = MemoryEstimate(
-            weights=self._resident_bytes(self.offload),
+            weights=weights,
             denoising=denoising,
             decoding=pixels * self.config.vae.dim * VAE_BYTES_PER_PIXEL_AND_CHANNEL,
             host=frames * pixels * 3 * 4,
-            available=free_memory(self.device),
+            available=available,
         )
         if self.offload == "blocks":
             per_block = self._weights["transformer"] // config.num_layers
             estimate = estimate.with_blocks(
                 blocks_that_stay(
-                    available=int(HEADROOM * estimate.available),
+                    available=int(HEADROOM * available),
                     needed=estimate.device_peak,
                     per_block=per_block,
                     num_blocks=config.num_layers,
@@ -232,6 +238,16 @@ class Components:
             )
         self.resident_blocks = estimate.resident_blocks
         return estimate
+
+    def _denoising_bytes(self, layout: TokenLayout, room: int) -> tuple[int, int | None]:
+        """Memory of denoising, and tokens of a chunk: None where all fit into `room` at once, or chunks save nothing."""
+        config, item = self.config.transformer, self.dtype.itemsize
+        chunk = -(-layout.total // FFN_CHUNKS)
+        whole, chunked = (activation_bytes(config, layout, item, chunk_tokens=tokens) for tokens in (None, chunk))
+        prepared = prepared_bytes(config, layout, item)
+        if prepared + whole <= room or chunked >= whole:
+            return prepared + whole, None
+        return prepared + chunked, chunk
 
     def _resident_bytes(self, offload: str) -> int:
         """Weights on the device while the transformer runs; the autoencoder is always there."""

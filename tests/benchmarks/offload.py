@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
-    parser.add_argument("--gb-per-second", type=float, default=0.4, help="of the copies, on a CPU")
+    parser.add_argument("--gb-per-second", type=float, default=0.2, help="of the copies, on a CPU")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     args.heads, args.latents = None, 20

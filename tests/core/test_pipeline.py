@@ -95,6 +95,20 @@ def test_the_estimate_grows_with_the_picture_not_with_the_sound(pipe: WanS2VPipe
     assert large.decoding == 16 * small.decoding and large.host == 16 * small.host
 
 
+def test_feed_forwards_go_in_chunks_only_where_memory_is_short(
+    pipe: WanS2VPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = VideoSize(width=128, height=128)
+    ample = pipe.components.estimate(size, ClipSettings())
+    assert pipe.components.chunk_tokens is None
+    monkeypatch.setattr("s2v_core.components.free_memory", lambda device: 0)
+    short = pipe.components.estimate(size, ClipSettings())
+    assert pipe.components.chunk_tokens is not None and short.denoising < ample.denoising
+    monkeypatch.undo()
+    pipe.components.estimate(size, ClipSettings())
+    assert pipe.components.chunk_tokens is None
+
+
 def test_starting_from_the_image_and_following_a_pose_run_through(pipe: WanS2VPipeline, media: Path) -> None:
     plain = pipe(**arguments(media))
     posed = pipe(**arguments(media), pose_video=silent_video(media / "pose.mp4", frames=6), start_from_image=True)
