@@ -240,7 +240,7 @@ class Components:
         return estimate
 
     def _denoising_bytes(self, layout: TokenLayout, room: int) -> tuple[int, int | None]:
-        """Memory of denoising, and tokens of a chunk: None where all fit into `room` at once, or chunks save nothing."""
+        """Memory of denoising, and tokens of a chunk: None where all fit `room` at once, or chunks save nothing."""
         config, item = self.config.transformer, self.dtype.itemsize
         chunk = -(-layout.total // FFN_CHUNKS)
         whole, chunked = (activation_bytes(config, layout, item, chunk_tokens=tokens) for tokens in (None, chunk))
