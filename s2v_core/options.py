@@ -165,8 +165,8 @@ OPTIONS: dict[str, Option] = {
         Option(name="start-from-image", group=WHAT, parse=flag,
                help="begin with the picture itself, instead of only keeping its looks"),
         Option(name="say", group=SOUND, metavar="TEXT", parse=text,
-               help="words to speak in place of --audio, by espeak-ng on this machine (pip install 'wan-s2v[say]' brings "
-                    "it); the wav is kept beside the output"),
+               help="words to speak in place of --audio, by espeak-ng on this machine (pip install 'wan-s2v[say]' "
+                    "brings it); the wav is kept beside the output"),
         Option(name="voice", group=SOUND, metavar="NAME", parse=text,
                help="who says them: a language and a variant of espeak-ng, such as de or en-us+f3 (default: en-us)"),
         Option(name="driving-audio", group=SOUND, metavar="FILE", parse=file,
