@@ -5,12 +5,13 @@ Knows the nodes' names; what they do is in their files.
 
 from __future__ import annotations
 
-from . import audio, clip, dub, loaders, storyboard, video
+from . import audio, clip, dub, loaders, speaker, storyboard, video
 from .host import ComfyExtension, io
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     loaders.LoadModel,
     loaders.LoadBundledModel,
+    speaker.Speaker,
     audio.AudioEncode,
     clip.Conditioning,
     clip.SampleClip,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from . import host
 from .host import io
-from .sockets import CATEGORY, DrivingSoundIO
+from .sockets import CATEGORY, DrivingSoundIO, SpeakersIO
 
 
 class AudioEncode(io.ComfyNode):
@@ -40,6 +40,9 @@ class AudioEncode(io.ComfyNode):
                 io.Float.Input("noise_gate", default=0.0, min=-90.0, max=0.0, step=1.0, round=0.1, optional=True,
                                tooltip="dB, -90 to 0: what is quieter does not move the mouth, such as -45; after "
                                        "loudness. 0: off. What is heard stays as it is."),
+                SpeakersIO.Input("speakers", optional=True,
+                                 tooltip="From the last S2V Speaker: each voice moves the mouth in its own region, in "
+                                         "place of audio, which is only heard. Trimmed and moved alike."),
             ],
             outputs=[
                 DrivingSoundIO.Output(display_name="s2v_audio", tooltip="For the S2V nodes."),
@@ -62,9 +65,16 @@ class AudioEncode(io.ComfyNode):
         driving_audio: dict | None = None,
         loudness: float = 0.0,
         noise_gate: float = 0.0,
+        speakers: tuple | None = None,
     ) -> io.NodeOutput:
         from .sound import DrivingSound, encode_with, trimmed
+        from .voices import check_alone
 
+        if speakers:
+            check_alone(driving_audio)
         heard, driving = trimmed(audio, driving_audio, start=start, end=end, offset=offset)
-        sound = DrivingSound(heard, driving, encode_with(audio_encoder), loudness=loudness, noise_gate=noise_gate)
+        sound = DrivingSound(
+            heard, driving, encode_with(audio_encoder),
+            loudness=loudness, noise_gate=noise_gate, speakers=speakers or (), speakers_later=offset - start,
+        )  # fmt: skip
         return io.NodeOutput(sound, heard.as_audio(), sound.encoder_output(), float(heard.seconds))

@@ -23,7 +23,7 @@ from ..s2v_core.dub.masks import Painted, Region
 from ..s2v_core.dub.plan import Work, find_work
 from ..s2v_core.dub.request import DubRequest
 from ..s2v_core.dub.run import SQUARE, who_says_where
-from ..s2v_core.errors import MediaError
+from ..s2v_core.errors import ConfigError, MediaError
 from ..s2v_core.geometry import VideoSize, fit_size
 from ..s2v_core.media.video_io import read_timed_frames
 from ..s2v_core.video.take import Take
@@ -32,7 +32,8 @@ from .codec import HostCodec, codec_of
 from .job import prompt_embeds, video_path
 from .run import FOLDER, RunProgress, digest, model_identity
 from .sampling import HostDenoiser, Sampling
-from .sound import DrivingSound, write_wav
+from .sound import DrivingSound
+from .waveform import write_wav
 
 
 def request_of(video: object, **settings: object) -> DubRequest:
@@ -66,6 +67,11 @@ def dub_video(
 
     Raises: S2VError.
     """
+    if sound.speakers:
+        raise ConfigError(
+            "S2V Dub Video gives one person a new voice: disconnect the speakers input of S2V Audio Encode, and dub "
+            "one person after the other (face, or a mask)"
+        )
     size = VideoSize(width=side, height=side) if side else fit_size(SQUARE, SQUARE, model_area)
     work = find_work(request, *_where(request, mask), size, float(sound.heard.seconds))
     codec = codec_of(vae)

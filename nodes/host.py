@@ -262,6 +262,11 @@ def constant(value: object) -> comfy.conds.CONDConstant:
     return comfy.conds.CONDConstant(value)
 
 
+def tensor(value: Tensor) -> comfy.conds.CONDRegular:
+    """A tensor [B, ...] for the model."""
+    return comfy.conds.CONDRegular(value)
+
+
 def run_wrapped(
     function: Callable[..., Tensor], model: nn.Module, options: dict, *args: object, **extra: object
 ) -> Tensor:

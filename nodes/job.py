@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..s2v_core.cast import Cast
 from ..s2v_core.conditioning.image import fit_picture
 from ..s2v_core.conditioning.pose import PoseVideo
 from ..s2v_core.errors import ConfigError, MediaError, ShapeError
@@ -75,6 +76,7 @@ class Job:
     """A video that is asked for: everything but the sampler."""
 
     conditioning: Conditioning
+    cast: Cast                       # who speaks in it
     positives: tuple[list, ...]      # CONDITIONING of each clip
     negative: list
     plans: tuple[ClipPlan, ...]
@@ -126,6 +128,8 @@ class Job:
         names = dict.fromkeys(script.image for script in scripts)
         pictures = {n: fit_picture(picture if n is None else board.picture(n), size) for n in names}
         latents = {name: codec.encode(frames) for name, frames in pictures.items()}
+        cast = sound.cast(picture, size)
+        features, speakers = sound.shared_out(cast, fps)
         conditioning = Conditioning(
             size=size,
             prompt_embeds=prompt_embeds(positives[0]),
@@ -140,18 +144,20 @@ class Job:
                 )
                 for one, script in zip(positives, scripts, strict=True)
             ),
-            audio=sound.features(fps),
+            audio=features,
+            speakers=speakers,
             pose=None if pose_video is None else open_pose(pose_video, size, fps),
             pose_control=pose_control or PoseControl(),
         )
         return cls(
             conditioning=conditioning,
+            cast=cast,
             positives=positives,
             negative=negative,
             plans=plans,
             scripts=scripts,
             pictures=tuple(pictures[script.image] for script in scripts),
-            remarks=(*(f"scene {scene}" for scene in scenes), *unseen(board.scenes, scenes)),
+            remarks=(*cast.remarks(), *(f"scene {scene}" for scene in scenes), *unseen(board.scenes, scenes)),
             settings=settings,
             codec=codec,
             start_from_image=start_from_image,

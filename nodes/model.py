@@ -17,6 +17,7 @@ from ..s2v_core.models.dit import WanS2VTransformer
 from . import host
 from .transformer import HostTransformer
 
+SPEAKERS = ("speaker_features", "speaker_masks")   # in conditioning: what somebody says, and where
 SHIFT = 3.0   # what Wan-S2V ships with; the host's own default is 8
 
 
@@ -31,6 +32,7 @@ class S2VModel(host.HostS2VModel):
 
     def extra_conds(self, **kwargs: object) -> dict:
         out = super().extra_conds(**kwargs)
+        out |= {name: host.tensor(kwargs[name]) for name in SPEAKERS if kwargs.get(name) is not None}
         if kwargs.get("hooks") is not None:
             out["weights_change"] = host.constant(True)   # hooks patch weights while a run goes on
         return out
@@ -111,6 +113,15 @@ def transformer_of(model: host.ModelPatcher) -> nn.Module:
 
 def default_area(model: host.ModelPatcher) -> int:
     return model.model.default_area if isinstance(model.model, S2VModel) else DEFAULT_AREA
+
+
+def check_speakers(model: host.ModelPatcher) -> None:
+    """Whether the model can hear several speakers. Raises: ConfigError when it is the host's own."""
+    if not isinstance(model.model, S2VModel):
+        raise ConfigError(
+            "ComfyUI's own S2V model hears one sound for the whole picture: load the model with S2V Load Model, or "
+            "disconnect the speakers input of S2V Audio Encode"
+        )
 
 
 def check_fit(model: host.ModelPatcher, features: Tensor, prompt_embeds: Tensor) -> None:

@@ -26,7 +26,8 @@ from . import host
 from . import model as models
 from .job import Job, Motion, to_image
 from .sampling import HostDenoiser, Sampling
-from .sound import DrivingSound, write_wav
+from .sound import DrivingSound
+from .waveform import write_wav
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +214,7 @@ def _fingerprint(
     levels = HostDenoiser(model, job.positives, job.negative, sampling, lambda _: None).levels
     return {
         "audio_encoder": sound.encoder_digest(),
+        "speakers": job.cast.fingerprint(),
         "negative": digest(job.negative),
         "size": str(job.conditioning.size),
         "clip": asdict(job.settings),
@@ -237,7 +239,8 @@ def _made_from(job: Job, sound: DrivingSound) -> list[dict[str, object]]:
             "positive": positives[id(positive)],
             "cfg": script.guidance_scale,
             "picture": pictures[id(picture)],
-            "sound": sound_digest(sound.sound, plan, job.settings.fps),
+            "sound": None if job.cast.people else sound_digest(sound.sound, plan, job.settings.fps),
+            "speakers": job.cast.said_in(plan, job.settings.fps),
             "pose": None if job.conditioning.pose is None else digest(_pose_key(job, plan)),
         }
         for plan, positive, script, picture in zip(job.plans, job.positives, job.scripts, job.pictures, strict=True)

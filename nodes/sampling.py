@@ -78,7 +78,15 @@ def clip_keys(inputs: ClipInputs) -> tuple[dict[str, object], dict[str, object]]
     if inputs.pose_latents is not None:
         shared["control_video"] = out(inputs.pose_latents)
     features = inputs.audio_features
-    return {**shared, "audio_embed": features}, {**shared, "audio_embed": torch.zeros_like(features)}
+    positive = {**shared, "audio_embed": features, **_speaker_keys(inputs)}
+    return positive, {**shared, "audio_embed": torch.zeros_like(features)}
+
+
+def _speaker_keys(inputs: ClipInputs) -> dict[str, object]:
+    """Speakers lie behind the width: what lies third, the host's context windows may cut as if it were frames."""
+    if inputs.speaker_features is None:
+        return {}
+    return {"speaker_features": inputs.speaker_features.movedim(1, 3), "speaker_masks": inputs.speaker_masks}
 
 
 class HostDenoiser:
@@ -109,6 +117,8 @@ class HostDenoiser:
     def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
         """[1, 16, T, h, w] noise -> normalised latents."""
         models.check_fit(self.model, inputs.audio_features, inputs.prompt_embeds)
+        if inputs.speaker_features is not None:
+            models.check_speakers(self.model)
         positive, negative = clip_keys(inputs)
 
         def callback(step: int, denoised: Tensor, x: Tensor, total: int) -> None:

@@ -12,6 +12,7 @@ CATEGORY = "Wan S2V"
 DrivingSoundIO = io.Custom("S2V_AUDIO")
 MotionIO = io.Custom("S2V_MOTION")
 ClipIO = io.Custom("S2V_CLIP")
+SpeakersIO = io.Custom("S2V_SPEAKERS")
 StoryboardIO = io.Custom("S2V_STORYBOARD")
 
 

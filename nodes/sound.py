@@ -6,84 +6,28 @@ Knows the host's AUDIO and AUDIO_ENCODER; not what a model does with the feature
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 
-import av
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from ..s2v_core.cast import Cast
 from ..s2v_core.conditioning.audio import SoundFeatures, SoundSource, num_video_frames, read_normalised
+from ..s2v_core.conditioning.driving import exact
 from ..s2v_core.conditioning.sound_cleaning import clean
 from ..s2v_core.config import SAMPLE_RATE
-from ..s2v_core.errors import ConfigError, MediaError, OutputError
+from ..s2v_core.errors import ConfigError
+from ..s2v_core.geometry import VideoSize
 from ..s2v_core.media.audio_io import sound_from_waveform
-from ..s2v_core.types import DrivingSettings
+from ..s2v_core.types import AudioFeatures, DrivingSettings, SpeakerTrack
 from . import host
 from .bundled import BundledAudioEncoder
-
-BLOCK = 2**16   # samples written at a time
+from .voices import Spoken, cast_of
+from .waveform import Waveform, waveform_of
 
 Encode = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Waveform:
-    """Sound in memory."""
-
-    samples: Tensor    # [C, S] float32 on the CPU
-    sample_rate: int   # Hz
-
-    @property
-    def seconds(self) -> Fraction:
-        return Fraction(self.samples.shape[1], self.sample_rate)
-
-    def between(self, start: float, end: float) -> Waveform:
-        """From `start` to `end` seconds; end 0 is the sound's end.
-
-        Raises: ConfigError when nothing is left.
-        """
-        first = round(start * self.sample_rate)
-        last = self.samples.shape[1]
-        if end > 0:
-            last = first + math.floor((end - start) * self.sample_rate + 1e-6)   # rounded up, it would buy a frame
-        if first >= min(last, self.samples.shape[1]):
-            raise ConfigError(
-                f"start {start:g} s and end {end:g} s leave nothing of {float(self.seconds):.2f} s of sound: "
-                "start must come before end and before the sound's end (end 0 is the whole sound)"
-            )
-        return Waveform(samples=self.samples[:, first:last], sample_rate=self.sample_rate)
-
-    def moved(self, seconds: float) -> Waveform:
-        """The same length, `seconds` later (earlier when negative), silent where nothing is left."""
-        shift = round(seconds * self.sample_rate)
-        return self.fitted(self.samples.shape[1], shift)
-
-    def fitted(self, num_samples: int, shift: int = 0) -> Waveform:
-        samples = F.pad(self.samples, (shift, num_samples - self.samples.shape[1] - shift))
-        return Waveform(samples=samples, sample_rate=self.sample_rate)
-
-    def as_audio(self) -> dict[str, object]:
-        """The host's AUDIO."""
-        return {"waveform": self.samples[None], "sample_rate": self.sample_rate}
-
-
-def waveform_of(audio: dict[str, object]) -> Waveform:
-    """The first sound of a host AUDIO; whole numbers, as some decoders give, become fractions of full scale.
-
-    Raises: MediaError for an input that holds no sound.
-    """
-    samples = audio["waveform"][0].detach().cpu()
-    if samples.ndim != 2 or not samples.numel():
-        raise MediaError(f"the audio input holds no sound: its waveform is {list(audio['waveform'].shape)}")
-    if not samples.is_floating_point():
-        samples = samples.float() / (torch.iinfo(samples.dtype).max + 1)
-    return Waveform(samples=samples.float(), sample_rate=int(audio["sample_rate"]))
 
 
 def trimmed(
@@ -117,13 +61,27 @@ class DrivingSound:
     """
 
     def __init__(
-        self, heard: Waveform, driving: Waveform, encode: Encode, *, loudness: float = 0.0, noise_gate: float = 0.0
+        self,
+        heard: Waveform,
+        driving: Waveform,
+        encode: Encode,
+        *,
+        loudness: float = 0.0,
+        noise_gate: float = 0.0,
+        speakers: tuple[Spoken, ...] = (),
+        speakers_later: float = 0.0,
     ) -> None:
-        """`loudness` (LUFS) and `noise_gate` (dB) are of the driving sound; 0 is off."""
+        """`loudness` (LUFS) and `noise_gate` (dB) are of what drives; 0 is off.
+
+        Args:
+            speakers: voices that drive in place of `driving`, each in its own region.
+            speakers_later: seconds by which the video comes to them later than they say.
+        """
         self.heard = heard
-        settings = DrivingSettings(loudness=loudness or None, gate=noise_gate or None)
-        recorded = sound_from_waveform(driving.samples, driving.sample_rate)
-        self.sound: SoundSource = clean(recorded, loudness=settings.loudness, gate=settings.gate)
+        self.speakers = speakers
+        self._speakers_later = exact(speakers_later)
+        self._settings = DrivingSettings(loudness=loudness or None, gate=noise_gate or None)
+        self.sound = self._cleaned(sound_from_waveform(driving.samples, driving.sample_rate))
         self._encode = encode
         self._features: dict[float, SoundFeatures] = {}
         self._encoder_digest = ""
@@ -132,6 +90,17 @@ class DrivingSound:
         if fps not in self._features:
             self._features = {fps: SoundFeatures(self.sound, self._encode, fps=fps)}
         return self._features[fps]
+
+    def _cleaned(self, sound: SoundSource) -> SoundSource:
+        return clean(sound, loudness=self._settings.loudness, gate=self._settings.gate)
+
+    def cast(self, picture: Image.Image, size: VideoSize) -> Cast:
+        """Who speaks in a video of the picture; nobody: all of it hears the sound."""
+        return cast_of(self.speakers, picture, size, later=self._speakers_later, clean=self._cleaned)
+
+    def shared_out(self, cast: Cast, fps: float) -> tuple[AudioFeatures, tuple[SpeakerTrack, ...]]:
+        """What is heard outside everybody's region, and what each of the cast says."""
+        return cast.features(self.features(fps), self._encode, fps)
 
     def num_frames(self, fps: float) -> int:
         """Frames of a video that covers the sound."""
@@ -189,23 +158,3 @@ def _encode_with_host(encoder: object, waveform: Tensor) -> Tensor:
     if not isinstance(layers, list | tuple):
         raise ConfigError("the audio encoder is none that S2V hears with; load wav2vec2_large_english_fp16.safetensors")
     return torch.cat([layer.float().cpu() for layer in layers])
-
-
-def write_wav(path: Path, sound: Waveform) -> None:
-    """The sound as a file, sample for sample, for whoever takes files."""
-    layouts = {1: "mono", 2: "stereo"}
-    samples = sound.samples
-    if samples.shape[0] not in layouts:
-        samples = samples.mean(0, keepdim=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w", format="wav") as container:
-            stream = container.add_stream("pcm_f32le", rate=sound.sample_rate, layout=layouts[samples.shape[0]])
-            for part in samples.split(BLOCK, dim=1):
-                packed = np.ascontiguousarray(part.T.reshape(1, -1).numpy())
-                frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layouts[samples.shape[0]])
-                frame.sample_rate = sound.sample_rate
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-    except (OSError, av.error.FFmpegError) as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); free space on the disk") from error

@@ -86,7 +86,8 @@ class HostTransformer(WanS2VTransformer):
             timestep: [B] in 0..1000.
             context: [B, L, text_dim] prompt embeds.
             extra: the host's names for what directs a clip: reference_latent, audio_embed, reference_motion,
-                control_video; and `weights_change`, set where weights differ between the steps of a run.
+                control_video; our own speaker_features [B, L, C, S, F] and speaker_masks [B, S, T, h, w]; and
+                `weights_change`, set where weights differ between the steps of a run.
         """
         return host.run_wrapped(self._forward, self, transformer_options or {}, x, timestep, context, **extra)
 
@@ -101,15 +102,20 @@ class HostTransformer(WanS2VTransformer):
         audio_embed: Tensor | None = None,
         reference_motion: Tensor | None = None,
         control_video: Tensor | None = None,
+        speaker_features: Tensor | None = None,
+        speaker_masks: Tensor | None = None,
         weights_change: bool = False,
         **others: object,
     ) -> Tensor:
         self.compute_dtype = x.dtype
         self.attention.options = options
         frames = window(options)
+        speakers = None if speaker_features is None or speaker_masks is None else (speaker_features, speaker_masks)
 
         def make() -> ClipContext:
-            return self._clip(x, context, reference_latent, audio_embed, reference_motion, control_video, frames)
+            return self._clip(
+                x, context, reference_latent, audio_embed, reference_motion, control_video, speakers, frames
+            )
 
         clip = self.constants.of(None if weights_change else run_key(options, x, frames), make)
         time = self.embed_time(told_timestep(timestep, options))
@@ -131,6 +137,7 @@ class HostTransformer(WanS2VTransformer):
         audio: Tensor | None,
         motion: Tensor | None,
         pose: Tensor | None,
+        speakers: tuple[Tensor, Tensor] | None,
         frames: list[int] | None,
     ) -> ClipContext:
         B, _, T, height, width = x.shape
@@ -141,17 +148,18 @@ class HostTransformer(WanS2VTransformer):
         if audio is None:
             config = self.config
             audio = x.new_zeros(B, config.num_audio_layers, config.audio_dim, 4 * T)
-        elif frames is not None and audio.shape[-1] > 4 * T:
-            audio = audio[..., [4 * t + i for t in frames for i in range(4)]]
+        else:
+            audio = heard(audio, T, frames)
         if pose is not None and frames is not None and pose.shape[2] > T:
             pose = pose[:, :, frames]
         return self.prepare_clip(
             prompt=self.prepare_prompt(context),
             num_latents=T,
             reference_latent=reference[:, :, :1],
-            audio_features=audio[..., : 4 * T],
+            audio_features=audio,
             motion_latents=motion,
             pose_latents=pose,
+            **speaking(speakers, T, frames),
         )
 
     def _block(self, i: int, tokens: Tensor, time: TimeContext, clip: ClipContext, options: dict) -> Tensor:
@@ -177,6 +185,25 @@ def window(options: dict) -> list[int] | None:
     """The latent frames that are looked at, where the host samples in context windows."""
     found = options.get("context_window")
     return None if found is None else list(found.index_list)
+
+
+def heard(features: Tensor, num_latents: int, frames: list[int] | None) -> Tensor:
+    """[..., F] sound features -> [..., 4T], those of a context window's latent frames where there is one."""
+    if frames is not None and features.shape[-1] > 4 * num_latents:
+        features = features[..., [4 * t + i for t in frames for i in range(4)]]
+    return features[..., : 4 * num_latents]
+
+
+def speaking(
+    speakers: tuple[Tensor, Tensor] | None, num_latents: int, frames: list[int] | None
+) -> dict[str, Tensor]:
+    """What `prepare_clip` takes of the speakers' features [B, L, C, S, F] and masks [B, S, T, h, w]; None: nothing."""
+    if speakers is None:
+        return {}
+    features, masks = speakers
+    if frames is not None and masks.shape[2] > num_latents:
+        masks = masks[:, :, frames]
+    return {"speaker_features": heard(features, num_latents, frames).movedim(3, 1), "speaker_masks": masks}
 
 
 def told_timestep(timestep: Tensor, options: dict) -> Tensor:

@@ -67,7 +67,7 @@ class Cast:
     """Who speaks in a job; without people, everybody in the picture hears its sound."""
 
     people: tuple[Person, ...]
-    heard: Path   # the file with all that is heard
+    heard: Path | None = None   # the file with all that is heard; None: whoever asks has it elsewhere
 
     def features(
         self, track: AudioFeatures, encode: Encode, fps: float
@@ -171,21 +171,32 @@ def _heard(voices: list[Voice], stack: ExitStack) -> Path:
 
 
 def _mask(region: Box | Path, picture: Image.Image, size: VideoSize) -> Tensor:
-    """[h, w] of a region of the reference picture."""
-    if isinstance(region, Path):
-        drawn = read_picture(region)
-        if abs(drawn.width * picture.height / (drawn.height * picture.width) - 1) > SAME_SHAPE:
+    drawn = read_picture(region) if isinstance(region, Path) else region
+    return region_mask(drawn, picture, size, name=_written(region))
+
+
+def region_mask(region: Box | Image.Image, picture: Image.Image, size: VideoSize, *, name: str) -> Tensor:
+    """[h, w] of a region of the reference picture.
+
+    Args:
+        region: a box, or the region drawn white on a copy of the picture.
+        name: of the region, for what errors say.
+
+    Raises: ConfigError about a region that does not fit, or is not seen.
+    """
+    if isinstance(region, Image.Image):
+        if abs(region.width * picture.height / (region.height * picture.width) - 1) > SAME_SHAPE:
             raise ConfigError(
-                f"the mask {region} is {drawn.width}x{drawn.height} and the picture {picture.width}x{picture.height}: "
+                f"the mask {name} is {region.width}x{region.height} and the picture {picture.width}x{picture.height}: "
                 "draw it on a copy of the picture"
             )
-        pixels = drawn_region(drawn, size)
+        pixels = drawn_region(region, size)
     else:
         box = torch.from_numpy(place_boxes(_pixels(region, picture), picture.size, size))
         pixels = box_cells(box, width=size.width, height=size.height)
     mask = soft_mask(pixels)
     if not bool(mask.any()):
-        raise ConfigError(f"the region {_written(region)} is nowhere in the video, which shows {size} of the picture")
+        raise ConfigError(f"the region {name} is nowhere in the video, which shows {size} of the picture")
     return mask
 
 

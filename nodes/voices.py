@@ -1,0 +1,151 @@
+"""Voices with a place in the picture: as nodes collect them, mixed to what is heard, and as the core's cast.
+
+Knows the host's AUDIO and MASK; who hears what is the core's business.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import wave
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..s2v_core.cast import Cast, Person, Voice, region_mask
+from ..s2v_core.conditioning.audio import SoundSource
+from ..s2v_core.conditioning.driving import Excerpt, exact
+from ..s2v_core.config import FEATURE_WINDOW, SAMPLE_RATE
+from ..s2v_core.errors import ConfigError, MediaError
+from ..s2v_core.geometry import VideoSize
+from ..s2v_core.media.audio_io import Sound, sound_from_waveform
+from ..s2v_core.media.mix import PlacedSound, mix_sounds
+from ..s2v_core.speakers import Box, Speaker
+from . import host
+from .waveform import Waveform, waveform_of, write_wav
+
+NAME = Path("voice")   # in memory, of no file
+SHORTEST = Fraction(FEATURE_WINDOW, SAMPLE_RATE)   # seconds that the sound encoder hears
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spoken:
+    """What S2V Speaker adds to S2V_SPEAKERS: a voice on the clock of the sound that is heard."""
+
+    speaker: Speaker             # its box and its times
+    mask: Image.Image | None     # in place of the box: white where it is heard
+    waveform: Waveform           # as it is heard
+    sound: Sound                 # as it drives
+
+
+def speak(audio: dict[str, object], mask: Tensor | None, box: Box, *, start: float, end: float) -> Spoken:
+    """A host AUDIO from `start` seconds on, cut off at `end` (0: whole), in a box of fractions or a host MASK.
+
+    Raises: ConfigError about the box or the times; MediaError about the mask.
+    """
+    speaker = Speaker(region=box, audio=NAME, start=start, end=end or None)
+    waveform = waveform_of(audio)
+    if end:
+        waveform = waveform.between(0, end - start)
+    sound = sound_from_waveform(waveform.samples, waveform.sample_rate)
+    return Spoken(speaker=speaker, mask=None if mask is None else _drawn(mask), waveform=waveform, sound=sound)
+
+
+def _drawn(mask: Tensor) -> Image.Image:
+    """The first of a host's MASK [B, H, W] in 0..1."""
+    level = (mask[0].detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    if not level.any():
+        raise MediaError("the mask input of S2V Speaker is black all over: paint white where the speaker is")
+    return Image.fromarray(level)
+
+
+def check_alone(driving_audio: dict[str, object] | None) -> None:
+    """Raises: ConfigError when something else is to move the speakers' mouths."""
+    if driving_audio is not None:
+        raise ConfigError(
+            "speakers are driven by their own voices: disconnect driving_audio or speakers from S2V Audio Encode"
+        )
+
+
+def mixed(spoken: Sequence[Spoken]) -> Waveform:
+    """What is heard of all voices together; one that begins at once is heard as it is."""
+    first = spoken[0]
+    if len(spoken) == 1 and not first.speaker.start:
+        return first.waveform
+    host.temp_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="wan_s2v_", dir=host.temp_folder()) as folder:
+        files = [Path(folder) / f"{number}.wav" for number in range(len(spoken))]
+        for file, one in zip(files, spoken, strict=True):
+            write_wav(file, one.waveform)
+        placed = [
+            PlacedSound(path=file, start=exact(one.speaker.start), duration=one.waveform.seconds)
+            for file, one in zip(files, spoken, strict=True)
+        ]
+        mix_sounds(placed, Path(folder) / "mix.wav")
+        return _read_wav(Path(folder) / "mix.wav")
+
+
+def _read_wav(path: Path) -> Waveform:
+    """A 16-bit wav."""
+    with wave.open(str(path)) as file:
+        values = np.frombuffer(file.readframes(file.getnframes()), np.int16).reshape(-1, file.getnchannels())
+        return Waveform(samples=torch.from_numpy(values.T.astype(np.float32) / 2**15), sample_rate=file.getframerate())
+
+
+# ---- as the core has them --------------------------------------------------------------------------------------------
+
+
+def cast_of(
+    spoken: Sequence[Spoken],
+    picture: Image.Image,
+    size: VideoSize,
+    *,
+    later: Fraction,
+    clean: Callable[[SoundSource], SoundSource],
+) -> Cast:
+    """Who speaks in a video of the picture: one person a region.
+
+    Args:
+        later: seconds from a voice's moment to the video's; below 0 where the heard sound is trimmed at its beginning.
+        clean: done to every voice.
+
+    Raises: ConfigError about a region that does not fit the picture.
+    """
+    regions: dict[Hashable, list[int]] = {}
+    for index, one in enumerate(spoken):
+        regions.setdefault(_region_key(one), []).append(index)
+    people = []
+    for members in regions.values():
+        first = spoken[members[0]]
+        name = f"speaker {', '.join(str(index + 1) for index in members)}"
+        voices = (_voice(spoken[index], later, clean) for index in members)
+        people.append(
+            Person(
+                name=name,
+                mask=region_mask(first.mask or first.speaker.region, picture, size, name=f"of {name}"),
+                voices=tuple(voice for voice in voices if voice is not None),
+                turns=(),
+            )
+        )
+    return Cast(people=tuple(people))
+
+
+def _region_key(one: Spoken) -> Hashable:
+    return one.speaker.region if one.mask is None else (one.mask.size, one.mask.tobytes())
+
+
+def _voice(one: Spoken, later: Fraction, clean: Callable[[SoundSource], SoundSource]) -> Voice | None:
+    """On the video's clock; what lies before its beginning is cut off, and None is left of a voice that ends there."""
+    sound = clean(one.sound)
+    voice = Voice(speaker=one.speaker, sound=sound, start=exact(one.speaker.start) + later, duration=sound.duration)
+    if voice.start < 0:
+        left = voice.duration + voice.start
+        if left >= SHORTEST:
+            sound = Excerpt(sound, start=-voice.start, duration=left)
+        voice = replace(voice, sound=sound, start=Fraction(0), duration=left)
+    return voice if voice.duration >= SHORTEST else None
