@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from . import host
 from .host import io
-from .sockets import CATEGORY, ClipIO, MotionIO, how_large, how_to_begin, how_to_sample, what_to_show
+from .sockets import CATEGORY, ClipIO, MotionIO, how_large, how_to_begin, how_to_guide, how_to_sample, what_to_show
 
 
 def motion_input() -> io.Input:
@@ -123,6 +123,7 @@ class SampleClip(io.ComfyNode):
                 *how_large(),
                 *how_to_begin(),
                 motion_input(),
+                *how_to_guide(),
             ],
             outputs=[
                 frames_output(),
@@ -152,6 +153,9 @@ class SampleClip(io.ComfyNode):
         start_from_image: bool,
         pose_video: object | None = None,
         motion: object | None = None,
+        sync_strength: float = 1.0,
+        audio_guidance: float = 0.0,
+        apg: bool = False,
     ) -> io.NodeOutput:
         from .job import Job, to_image
         from .model import default_area
@@ -162,7 +166,10 @@ class SampleClip(io.ComfyNode):
             model_area=default_area(model), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
         )  # fmt: skip
-        sampling = Sampling(seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler)
+        sampling = Sampling(
+            seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler,
+            sync_strength=sync_strength, audio_guidance=audio_guidance, apg=apg,
+        )  # fmt: skip
         clip, after = sample_clip(job, model, sampling, motion, node_id=cls.hidden.unique_id)
         latents = host.LATENT_FORMAT.process_out(clip.latents)
         return io.NodeOutput(to_image(clip.frames), after, {"samples": latents})

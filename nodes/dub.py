@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..s2v_core.dub.request import LENGTHS
 from . import host
 from .host import io
-from .sockets import CATEGORY, DrivingSoundIO, how_to_sample
+from .sockets import CATEGORY, DrivingSoundIO, how_to_guide, how_to_sample
 
 
 class DubVideo(io.ComfyNode):
@@ -57,6 +57,7 @@ class DubVideo(io.ComfyNode):
                               tooltip="White where the mouth is made anew: one for all frames, or one a frame. "
                                       "Without it the face is found, which needs the package "
                                       "opencv-python-headless<5."),
+                *how_to_guide(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video."),
@@ -89,6 +90,9 @@ class DubVideo(io.ComfyNode):
         draw_every: int,
         side: int,
         mask: object | None = None,
+        sync_strength: float = 1.0,
+        audio_guidance: float = 0.0,
+        apg: bool = False,
     ) -> io.NodeOutput:
         from .dubbing import dub_video, request_of
         from .model import default_area
@@ -97,6 +101,10 @@ class DubVideo(io.ComfyNode):
         request = request_of(
             video, seed=seed, length=length, strength=strength, mask_padding=mask_padding, face=face or None,
             start=start, end=end or None, draw_every=draw_every or None,
+        )  # fmt: skip
+        sampling = Sampling(
+            seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler,
+            sync_strength=sync_strength, audio_guidance=audio_guidance, apg=apg,
         )  # fmt: skip
         path, report = dub_video(
             request,
@@ -108,7 +116,7 @@ class DubVideo(io.ComfyNode):
             sound=audio,
             mask=mask,
             side=side,
-            sampling=Sampling(seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler),
+            sampling=sampling,
             node_id=cls.hidden.unique_id,
         )
         return io.NodeOutput(host.video_file(path), report)

@@ -18,7 +18,6 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
-import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.supported_models
@@ -163,15 +162,48 @@ def sampling_shift(model: ModelPatcher) -> float:
     return float(model.get_model_object("model_sampling").shift)
 
 
+class Guider(comfy.samplers.CFGGuider):
+    """Several conditionings to one estimate, where the host's own guidance knows two.
+
+    Args:
+        told: conditionings, each of which the model is asked under.
+        combine: `(x, sigma [B], denoised of each)` to the guided one; what is attached to the model to change the
+            host's guidance is left out.
+    """
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        told: Sequence[list],
+        combine: Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor],
+    ) -> None:
+        super().__init__(model)
+        self._names = ("positive", *(f"middle_{i}" for i in range(1, len(told) - 1)), "negative")
+        self._combine = combine
+        self.inner_set_conds(dict(zip(self._names, told, strict=True)))
+
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None
+    ) -> Tensor:
+        conditionings = [self.conds[name] for name in self._names]
+        denoised = comfy.samplers.calc_cond_batch(self.inner_model, conditionings, x, timestep, model_options or {})
+        return self._combine(x, timestep, denoised)
+
+
+def host_guider(model: ModelPatcher, positive: list, negative: list, cfg: float) -> comfy.samplers.CFGGuider:
+    """The host's own guidance, and what is attached to the model to change it."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
 def sample(
-    model: ModelPatcher,
+    guider: comfy.samplers.CFGGuider,
     noise: Tensor,
     *,
-    cfg: float,
     sampler: Sampler,
     sigmas: Tensor,
-    positive: list,
-    negative: list,
     seed: int,
     callback: Callable[[int, Tensor, Tensor, int], None],
     kept: tuple[Tensor, Tensor] | None = None,
@@ -182,20 +214,8 @@ def sample(
         kept: latents as the VAE makes them, and a mask [1, 1, T, h, w] of what is made anew: where it is 0 they stay.
     """
     latents, mask = (torch.zeros_like(noise), None) if kept is None else kept
-    return comfy.sample.sample_custom(
-        model,
-        noise,
-        cfg,
-        sampler,
-        sigmas,
-        positive,
-        negative,
-        latents,
-        noise_mask=mask,
-        callback=callback,
-        disable_pbar=True,
-        seed=seed,
-    )
+    made = guider.sample(noise, latents, sampler, sigmas, mask, callback, disable_pbar=True, seed=seed)
+    return made.to(comfy.model_management.intermediate_device())
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

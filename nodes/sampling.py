@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..s2v_core.errors import ConfigError
+from ..s2v_core.sampling.guidance import FULL, NEITHER, Combine, Guidance, ProjectedGuidance, guide, plan_guidance
 from ..s2v_core.sampling.sigmas import make_schedule
 from ..s2v_core.sampling.solvers import SOLVER_STEPS, History
 from ..s2v_core.sampling.source import first_step
-from ..s2v_core.types import ClipInputs, StepCallback
+from ..s2v_core.types import ClipInputs, SamplerSettings, StepCallback
 from . import host
 from . import model as models
 from .transformer import TIMESTEPS
@@ -41,10 +42,24 @@ class Sampling:
     cfg: float
     sampler: str
     scheduler: str
+    sync_strength: float = 1.0
+    audio_guidance: float = 0.0   # 0: cfg times sync_strength
+    apg: bool = False
 
     def __post_init__(self) -> None:
         check_choice("sampler_name", self.sampler, SAMPLERS)
         check_choice("scheduler", self.scheduler, SCHEDULERS)
+        self.guidance(None)
+
+    def guidance(self, cfg: float | None) -> Guidance:
+        """The evaluations of a step, with `cfg` in place of the widget's for one clip. Raises: ConfigError."""
+        settings = SamplerSettings(
+            guidance_scale=self.cfg,
+            sync_strength=self.sync_strength,
+            audio_guidance_scale=self.audio_guidance or None,
+            apg=self.apg,
+        )
+        return plan_guidance(*settings.scales(cfg))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +134,6 @@ class HostDenoiser:
         models.check_fit(self.model, inputs.audio_features, inputs.prompt_embeds)
         if inputs.speaker_features is not None:
             models.check_speakers(self.model)
-        positive, negative = clip_keys(inputs)
 
         def callback(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
             self.on_denoised(denoised)
@@ -130,22 +144,44 @@ class HostDenoiser:
             sigmas = sigmas[first_step(sigmas.tolist(), source.strength) :]
             kept = (host.LATENT_FORMAT.process_out(source.latents), source.mask)
         latents = host.sample(
-            self.model,
+            self._guider(inputs),
             self._scaled(noise),
-            cfg=self.sampling.cfg if inputs.guidance_scale is None else inputs.guidance_scale,
             sampler=self.sampler,
             sigmas=sigmas,
-            positive=host.with_values(self.positives[inputs.index], positive),
-            negative=host.with_values(self.negative, negative),
             seed=self.sampling.seed,
             callback=callback,
             kept=kept,
         )
         return host.LATENT_FORMAT.process_in(latents.float())
 
+    def _guider(self, inputs: ClipInputs) -> object:
+        """The host's own guidance wherever it does what is asked for: nodes of the host may change it."""
+        guidance = self.sampling.guidance(inputs.guidance_scale)
+        positive, (heard, unheard) = self.positives[inputs.index], clip_keys(inputs)
+        if guidance.branches == (FULL,) or (guidance.branches == (FULL, NEITHER) and not self.sampling.apg):
+            cfg = self.sampling.cfg if inputs.guidance_scale is None else inputs.guidance_scale
+            sides = host.with_values(positive, heard), host.with_values(self.negative, unheard)
+            return host.host_guider(self.model, *sides, cfg)
+        told = [
+            host.with_values(positive if branch.prompt else self.negative, heard if branch.sound else unheard)
+            for branch in guidance.branches
+        ]
+        combine = ProjectedGuidance() if self.sampling.apg else guide
+        return host.Guider(self.model, told, guided(guidance.scales, combine))
+
     def _scaled(self, noise: Tensor) -> Tensor:
         """The host multiplies noise by the first sigma, which in our schedules is a hair below 1; Wan-S2V does not."""
         return noise / self.levels.sigmas[0] if self.levels.timesteps else noise
+
+
+def guided(scales: Sequence[float], combine: Combine) -> Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]:
+    """`combine`, which guides velocities, for a host that has clean estimates [B, ...] at sigmas [B]."""
+
+    def of_denoised(x: Tensor, sigma: Tensor, denoised: Sequence[Tensor]) -> Tensor:
+        level = sigma.view(-1, *[1] * (x.ndim - 1))
+        return x - level * combine([(x - clean) / level for clean in denoised], scales)
+
+    return of_denoised
 
 
 def _told(model: host.ModelPatcher, levels: Levels) -> host.ModelPatcher:

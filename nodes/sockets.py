@@ -55,6 +55,19 @@ def how_to_sample(samplers: tuple[str, ...], schedulers: tuple[str, ...]) -> lis
     ]  # fmt: skip
 
 
+def how_to_guide() -> list[io.Input]:
+    return [
+        io.Float.Input("sync_strength", default=1.0, min=0.0, max=3.0, step=0.05, round=0.01, optional=True,
+                       tooltip="How strongly mouths follow the sound, 0 to 3; 1 is as trained. Other than 1, a step "
+                               "takes three evaluations in place of two."),
+        io.Float.Input("audio_guidance", default=0.0, min=0.0, max=20.0, step=0.1, round=0.01, optional=True,
+                       tooltip="Guidance of the sound alone, 1 to 20; cfg is then that of the prompt. 0: cfg times "
+                               "sync_strength."),
+        io.Boolean.Input("apg", default=False, optional=True,
+                         tooltip="Adaptive projected guidance: less oversaturated at a high cfg."),
+    ]  # fmt: skip
+
+
 def how_to_begin() -> list[io.Input]:
     return [
         io.Boolean.Input("start_from_image", default=False,

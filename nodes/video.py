@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..s2v_core.types import COLOR_MATCHES, CONTINUITIES, PoseControl
 from . import host
 from .host import io
-from .sockets import CATEGORY, StoryboardIO, how_large, how_to_begin, how_to_sample, what_to_show
+from .sockets import CATEGORY, StoryboardIO, how_large, how_to_begin, how_to_guide, how_to_sample, what_to_show
 
 
 class LongVideo(io.ComfyNode):
@@ -47,6 +47,7 @@ class LongVideo(io.ComfyNode):
                                tooltip="Seconds of the video: before it, the movement is free."),
                 io.Float.Input("pose_end", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
                                tooltip="Seconds of the video: after it, the movement is free. 0: at the video's end."),
+                *how_to_guide(),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video."),
@@ -81,6 +82,9 @@ class LongVideo(io.ComfyNode):
         pose_strength: float = 1.0,
         pose_start: float = 0.0,
         pose_end: float = 0.0,
+        sync_strength: float = 1.0,
+        audio_guidance: float = 0.0,
+        apg: bool = False,
     ) -> io.NodeOutput:
         from .job import Job
         from .model import default_area
@@ -99,7 +103,10 @@ class LongVideo(io.ComfyNode):
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
             storyboard=storyboard, pose_control=pose_control, match_colour=match_colour,
         )  # fmt: skip
-        sampling = Sampling(seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler)
+        sampling = Sampling(
+            seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler,
+            sync_strength=sync_strength, audio_guidance=audio_guidance, apg=apg,
+        )  # fmt: skip
         path, images = long_video(
             job, model, audio, sampling,
             continuity=continuity, with_images=with_images, node_id=cls.hidden.unique_id,

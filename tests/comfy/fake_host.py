@@ -77,6 +77,22 @@ class WrapperExecutor:
         return SimpleNamespace(execute=function)
 
 
+class CFGGuider:
+    """Knows conditionings by name; those that are sampled are those that were set."""
+
+    def __init__(self, model):
+        self.inner_model, self.cfg = model, None
+
+    def inner_set_conds(self, conds):
+        self.conds = conds
+
+    def set_conds(self, positive, negative):
+        self.inner_set_conds({"positive": positive, "negative": negative})
+
+    def set_cfg(self, cfg):
+        self.cfg = cfg
+
+
 def attention(q, k, v, heads, transformer_options):
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -115,8 +131,10 @@ def fake_modules(root):
             "WrappersMP": SimpleNamespace(DIFFUSION_MODEL="diffusion", OUTER_SAMPLE="outer"),
             "get_all_wrappers": lambda kind, options: [], "WrapperExecutor": WrapperExecutor,
         },
-        "comfy.sample": {},
-        "comfy.samplers": {"SAMPLER_NAMES": ["euler"], "SCHEDULER_NAMES": ["simple"]},
+        "comfy.samplers": {
+            "SAMPLER_NAMES": ["euler"], "SCHEDULER_NAMES": ["simple"], "CFGGuider": CFGGuider,
+            "calc_cond_batch": lambda model, conds, x, sigma, options: [model(cond, x, sigma) for cond in conds],
+        },
         "comfy.sd": {"CLIP": object, "VAE": object},
         "comfy.supported_models": {"WAN22_S2V": type("HostConfig", (), {}), "models": []},
         "comfy.utils": {},
