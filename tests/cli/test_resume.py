@@ -40,7 +40,7 @@ def marked(owner, name, number):
         return plain(*args, **kwargs)
     setattr(owner, name, wrapper)
 
-marked(WanS2VTransformer, "forward", SAMPLING)
+marked(WanS2VTransformer, "branches", SAMPLING)
 marked(DecoderStream, "decode", DECODING)
 marked(fill, "write_segment", WRITING)
 marked(pipeline, "join_segments", JOINING)

@@ -86,8 +86,8 @@ def test_a_step_taken_twice_from_the_same_history_is_the_same_step(solver):
 
 def test_guidance_of_one_is_the_conditional_branch_and_more_goes_beyond_it():
     cond, uncond = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 3.0])
-    assert torch.equal(guide(cond, uncond, 1.0), cond)
-    assert torch.equal(guide(cond, uncond, 3.0), torch.tensor([3.0, 0.0]))
+    assert torch.equal(guide([cond, uncond], [1.0]), cond)
+    assert torch.equal(guide([cond, uncond], [3.0]), torch.tensor([3.0, 0.0]))
 
 
 def test_the_walk_is_float32_and_tells_the_model_its_timesteps():

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from s2v_core.checkpoints.loading import load_model
-from s2v_core.config import ModelConfig
+from s2v_core.config import WAN_S2V_14B, ModelConfig
 from s2v_core.errors import CheckpointError, ConfigError, Interrupted, OutputError
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.models.text_encoder import build_text_encoder
@@ -28,9 +28,9 @@ from s2v_core.training.checkpoint import checkpoints, load_checkpoint, load_newe
 from s2v_core.training.command import TrainProgress
 from s2v_core.training.config import TrainConfig, from_settings, read_train_config
 from s2v_core.training.run import export, make_trainer, train
-from s2v_core.training.setup import build_transformer
+from s2v_core.training.setup import build_prompts, build_transformer
 from s2v_core.training.trainer import StepReport
-from s2v_core.training.windows import save_empty_prompt, save_window
+from s2v_core.training.windows import load_empty_prompt, save_empty_prompt, save_window
 
 from .test_windows import some_window
 from .tiny import CONFIG, TEXT, tiny_transformer
@@ -229,8 +229,8 @@ def test_windows_without_numbers_end_the_run_with_a_word(settings, tmp_path):
     "part, changes, message",
     [
         ("data", {"windows": ["nowhere"]}, "nowhere holds no windows; write them with precompute first"),
-        ("model", {"text_encoder": "frozen"}, "lacks the embeds of the empty prompt"),
-        ("model", {"config": None}, "needs a model with the byte tokenizer"),
+        ("model", {"text_encoder": "frozen"}, "has no prompt embeds of width 12; precompute again"),
+        ("model", {"config": None}, "is for another model: its audio_features are of 3 x 6"),
     ],
 )
 def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, monkeypatch, caplog, part, changes, message):
@@ -240,6 +240,16 @@ def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, monkeypatc
     path.write_text(yaml.safe_dump({**settings, part: {**settings[part], **changes}}))
     assert main(["--config", str(path), "--quiet"]) == 2
     assert message in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_text_encoder_is_only_learnt_with_the_byte_tokenizer():
+    with pytest.raises(ConfigError, match="needs a model with the byte tokenizer"):
+        build_prompts(WAN_S2V_14B, None, seed=0)
+
+
+def test_a_folder_without_the_empty_prompts_embeds_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="lacks the embeds of the empty prompt"):
+        load_empty_prompt(tmp_path)
 
 
 def test_processes_that_are_not_connected_are_refused_rather_than_let_write_over_each_other(settings, monkeypatch):
