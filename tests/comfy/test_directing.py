@@ -1,0 +1,67 @@
+"""Several speakers and two guidance scales in a real host: the same clip as the command line's."""
+
+from __future__ import annotations
+
+import pytest
+
+from s2v_core.speakers import Speaker
+
+from .prompts import change, small, workflow
+from .test_model import command_line_clip, latents_of, normalised, short_clip, tiny
+
+
+def heard_whole(prompt):
+    return change(prompt, "S2VAudioEncode", end=0.0)
+
+
+def with_speakers(prompt, *speakers):
+    """Each of them a box and where its voice, the bundled sample, begins; what is heard stays the sample."""
+    prompt = change(prompt, "S2VAudioEncode", speakers=[f"speaker{len(speakers) - 1}", 0])
+    for i, (box, start) in enumerate(speakers):
+        sides = dict(zip(("left", "top", "right", "bottom"), box, strict=True))
+        before = {"speakers": [f"speaker{i - 1}", 0]} if i else {}
+        prompt[f"speaker{i}"] = {
+            "class_type": "S2VSpeaker",
+            "inputs": {"audio": prompt["hear"]["inputs"]["audio"], **sides, "start": start, "end": 0.0, **before},
+        }
+    return prompt
+
+
+@pytest.mark.parametrize("guidance, of_the_core", [
+    ({"sync_strength": 1.5}, {"sync_strength": 1.5}),
+    ({"audio_guidance": 5.0, "apg": True}, {"audio_guidance_scale": 5.0, "apg": True}),
+])  # fmt: skip
+def test_two_guidance_scales_in_the_host_give_the_command_lines_clip(server, tmp_path, guidance, of_the_core):
+    prompt, source = short_clip(sampler_name="euler", seed=3, cfg=3.0)
+    there = latents_of(server, heard_whole(change(prompt, "S2VSampleClip", **guidance)), source)
+    here = command_line_clip(server, tmp_path / "told", seed=3, guidance_scale=3.0, solver="euler", **of_the_core)
+    plain = command_line_clip(server, tmp_path / "plain", seed=3, guidance_scale=3.0, solver="euler")
+    assert (normalised(there) - here).abs().max() < 1e-3 < 1e-2 < (plain - here).abs().max()
+
+
+def test_two_speakers_in_the_host_give_the_command_lines_clip(server, tmp_path):
+    places = (((0.0, 0.0, 0.5, 1.0), 0.0), ((0.5, 0.25, 1.0, 1.0), 0.25))
+    prompt, source = short_clip(sampler_name="euler", seed=3, cfg=3.0)
+    there = latents_of(server, heard_whole(with_speakers(prompt, *places)), source)
+    speech = server.base / "input" / "speech.wav"
+    speakers = tuple(Speaker(region=box, audio=speech, start=start) for box, start in places)
+    here = command_line_clip(server, tmp_path, seed=3, guidance_scale=3.0, solver="euler", speakers=speakers)
+    assert (normalised(there) - here).abs().max() < 1e-3
+    assert (latents_of(server, heard_whole(prompt), source) - there).abs().max() > 1e-2
+
+
+def test_one_speaker_all_over_the_picture_changes_nothing(server):
+    prompt, source = short_clip(sampler_name="euler", seed=3, cfg=3.0)
+    alone = with_speakers(prompt, ((0.0, 0.0, 1.0, 1.0), 0.0))
+    found = latents_of(server, heard_whole(alone), source)
+    assert (found - latents_of(server, heard_whole(prompt), source)).abs().max() < 1e-5   # not in one batch
+
+
+def test_speakers_of_the_hosts_own_model_are_refused_in_the_red_box(server):
+    prompt, _ = tiny("UNETLoader", unet_name="tiny.safetensors", weight_dtype="default")
+    long = small(workflow("s2v_long_video"), 0.5)
+    prompt = {**{k: prompt[k] for k in ("model", "positive", "negative", "ears", "vae", "image", "sound", "hear")},
+              "video": long["video"], "save": long["save"]}  # fmt: skip
+    prompt["video"]["inputs"]["vae"] = ["vae", 2]
+    prompt = with_speakers(prompt, ((0.0, 0.0, 0.5, 1.0), 0.0))
+    assert "load the model with S2V Load Model" in server.failure(server.wait(server.submit(prompt)))
