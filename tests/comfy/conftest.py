@@ -7,7 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from s2v_core.checkpoints.files import open_weights
@@ -15,9 +17,12 @@ from s2v_core.components import BUNDLED
 
 from ..cli.media import silent_video
 from ..core.checkpoints_tiny import save_fp8_scaled, save_gguf
+from ..core.dub_footage import noise_pictures, write_video
 from .server import ROOT, Server, find_host
 from .tiny import save_lora, save_trained_lora, tiny_weights
 
+FOOTAGE_RATE = 25
+MOUTH = np.s_[34:54, 20:46]   # of its 64x64 pixels
 LEFT_OUT = pytest.StashKey[list[str]]()
 
 
@@ -67,12 +72,21 @@ def server(comfy, tmp_path_factory):
         yield running
 
 
+def footage(folder):
+    """Ten frames to dub, and a mask of their lower middle."""
+    write_video(folder / "shot.mp4", noise_pictures(10), FOOTAGE_RATE)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[MOUTH] = 255
+    Image.fromarray(mask).convert("RGB").save(folder / "mouth.png")
+
+
 def furnish(base):
     for name in ("input", "models/diffusion_models", "models/loras", "custom_nodes"):
         (base / name).mkdir(parents=True)
-    for name in ("face.png", "speech.wav"):
+    for name in ("face.png", "two.png", "speech.wav"):
         shutil.copy(ROOT / "samples" / name, base / "input" / name)
     silent_video(base / "input" / "pose.mp4")
+    footage(base / "input")
     models, loras = base / "models" / "diffusion_models", base / "models" / "loras"
     weights = tiny_weights()
     save_file(weights, models / "tiny.safetensors")

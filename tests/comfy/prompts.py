@@ -14,6 +14,7 @@ API = ROOT / "workflows" / "api"
 
 # Loaders of the big models' files, and which output of S2V Load Bundled Model stands in for each.
 STAND_INS = {"S2VLoadModel": 0, "UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2, "AudioEncoderLoader": 3}
+SMALL = {"WanSoundImageToVideo": {"length": 13}, "S2VSpeaker": {"start": 0.0}, "S2VDubVideo": {"side": 64}}
 
 
 def workflow(name):
@@ -44,12 +45,13 @@ def change(prompt, class_type, **values):
 
 
 def small(prompt, seconds):
-    """Small pictures, few steps, the first `seconds` of the sound."""
+    """Small pictures, few steps, the first `seconds` of the sound, in which all speakers speak."""
+    everywhere = {"width": 64, "height": 64, "steps": 2}
     for spec in prompt.values():
-        inputs = spec["inputs"]
-        for name, value in (("width", 64), ("height", 64), ("steps", 2), ("end", seconds), ("length", 13)):
-            if name in inputs and not isinstance(inputs[name], list):
-                inputs[name] = value
+        values = {**everywhere, **SMALL.get(spec["class_type"], {})}
+        spec["inputs"].update({name: value for name, value in values.items() if name in spec["inputs"]})
+        if spec["class_type"] == "S2VAudioEncode":
+            spec["inputs"]["end"] = seconds
     return prompt
 
 

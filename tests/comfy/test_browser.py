@@ -10,7 +10,7 @@ from .prompts import API, workflow
 from .server import ROOT
 
 WORKFLOWS = sorted(path.stem for path in API.glob("*.json"))
-IGNORED = {"pose": {"video-preview"}}   # inputs that the front end adds by itself
+IGNORED = {"pose": {"video-preview"}, "footage": {"video-preview"}}   # inputs that the front end adds by itself
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ..core.dub_footage import noise_pictures, write_video
 from .prompts import node
 from .test_long_video import pictures
 
 
 @pytest.fixture
-def footage(server):
-    """Ten frames at 25 fps and a mask of their lower middle, in the host's input folder."""
-    folder = server.base / "input"
-    write_video(folder / "shot.mp4", noise_pictures(10), 25)
-    mask = np.zeros((64, 64), np.uint8)
-    mask[34:54, 20:46] = 255
-    Image.fromarray(mask).convert("RGB").save(folder / "mouth.png")
-    return pictures(folder / "shot.mp4").astype(int), mask > 0
+def shot(server):
+    """The frames of the footage in the host's input folder."""
+    return pictures(server.base / "input" / "shot.mp4").astype(int)
 
 
 def dub(**values):
@@ -52,8 +46,7 @@ def dub(**values):
 
 
 @pytest.mark.parametrize("sampler, scheduler", [("wan_unipc", "wan"), ("euler", "simple")])
-def test_the_mouth_is_new_and_the_rest_is_the_footages(server, footage, sampler, scheduler):
-    shot, mask = footage
+def test_the_mouth_is_new_and_the_rest_is_the_footages(server, shot, sampler, scheduler):
     (path,) = server.files(server.run(dub(sampler_name=sampler, scheduler=scheduler)))
     made = pictures(path).astype(int)
     assert len(made) == 15   # 0.6 s at 25 fps: the last frame is held
@@ -61,9 +54,7 @@ def test_the_mouth_is_new_and_the_rest_is_the_footages(server, footage, sampler,
     assert off[:, :30].mean() < 6 < 20 < off[:, 40:48, 26:40].mean()
 
 
-def test_weaker_dubs_keep_more(server, footage):
-    shot, mask = footage
-
+def test_weaker_dubs_keep_more(server, shot):
     def change(strength):
         (path,) = server.files(server.run(dub(strength=strength, steps=6)))
         return np.abs(pictures(path)[:10].astype(int) - shot)[:, 36:50, 24:42].mean()
@@ -71,7 +62,7 @@ def test_weaker_dubs_keep_more(server, footage):
     assert change(0.2) < 0.7 * change(1.0)
 
 
-def test_a_mask_of_another_shape_is_told_in_the_red_box(server, footage):
+def test_a_mask_of_another_shape_is_told_in_the_red_box(server):
     Image.new("RGB", (96, 64), "white").save(server.base / "input" / "wide.png")
     prompt = dub()
     prompt[node(prompt, "LoadImageMask")]["inputs"]["image"] = "wide.png"

@@ -8,14 +8,19 @@ import wave
 import av
 import pytest
 
+from .conftest import FOOTAGE_RATE
 from .prompts import API, STAND_INS, change, small, with_bundled, workflow
 from .server import ROOT
 
 NODES = (
     "S2VLoadModel", "S2VLoadBundledModel", "S2VAudioEncode", "S2VConditioning", "S2VSampleClip", "S2VDecodeClip",
-    "S2VStoryboard", "S2VLongVideo",
+    "S2VStoryboard", "S2VLongVideo", "S2VSpeaker", "S2VDubVideo",
 )  # fmt: skip
 SECONDS = 0.75
+FRAMES = {   # of other lengths than the sound's at 16 fps
+    "s2v_existing_graph": 13,
+    "s2v_dub": math.ceil(SECONDS * FOOTAGE_RATE),
+}
 
 
 def video_frames(path):
@@ -42,7 +47,7 @@ def test_a_bundled_workflow_runs_to_a_finished_mp4(server, name):
     if "LoraLoaderModelOnly" in {spec["class_type"] for spec in prompt.values()}:
         prompt = change(prompt, "LoraLoaderModelOnly", lora_name="bundled_lora.safetensors")
     (path,) = server.files(server.run(prompt))
-    assert video_frames(path) == (13 if name == "s2v_existing_graph" else math.ceil(SECONDS * 16))
+    assert video_frames(path) == FRAMES.get(name, math.ceil(SECONDS * 16))
 
 
 def test_the_first_workflow_needs_nothing_but_the_pack(server):
