@@ -54,7 +54,7 @@ def load_bundled() -> Bundled:
 
 
 def _sample_image() -> Tensor:
-    pixels = torch.from_numpy(np.array(read_picture(SAMPLES / "face.png")))
+    pixels = torch.from_numpy(np.array(read_picture(SAMPLES / "drawn.png")))
     return (pixels.float() / 255)[None]
 
 
