@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +70,7 @@ def set_widget(page, kind, **values):
 
 def long_video_in_view(page):
     page.evaluate("""() => { const node = app.graph._nodes.find(n => n.type === 'S2VLongVideo');
-        app.canvas.ds.scale = 1; app.canvas.ds.offset = [200 - node.pos[0], 120 - node.pos[1]];
+        app.canvas.ds.scale = 0.75; app.canvas.ds.offset = [260 - node.pos[0], 150 - node.pos[1]];
         app.canvas.setDirty(true, true) }""")
     page.wait_for_timeout(1200)
     return page.locator("canvas.s2v-timeline")
@@ -77,6 +79,12 @@ def long_video_in_view(page):
 def wait_for(page, timeline, **wanted):
     script = "([canvas, wanted]) => Object.entries(wanted).every(([key, value]) => canvas.dataset[key] === value)"
     page.wait_for_function(script, arg=[timeline.element_handle(), wanted], timeout=120_000)
+
+
+def photograph(page, name):
+    """For the README: a picture of the page, kept in the folder that S2V_SCREENSHOTS names."""
+    if folder := os.environ.get("S2V_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -104,6 +112,7 @@ def test_the_timeline_shows_the_storyboard_and_where_its_prompts_begin(page):
     page.evaluate("() => { app.graph._nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'speech.wav' }")
     timeline = long_video_in_view(page)
     wait_for(page, timeline, clips="2", scenes="1 2")   # of 5.25 s; the third prompt begins at 10 s
+    photograph(page, "storyboard")
     set_widget(page, "S2VStoryboard", text="she talks\nshe laughs\nnot seen")
     wait_for(page, timeline, scenes="1 2")
     set_widget(page, "S2VStoryboard", text="# <img src=x onerror=alert(1)>\n0:02.5 <b>bold</b>\nclip 9 never")
@@ -126,10 +135,13 @@ def test_the_timeline_trims_and_fills_and_leaves_saved_workflows_alone(page):
     saved = page.evaluate("() => app.graph.serialize().nodes.find(n => n.type === 'S2VLongVideo').widgets_values")
     assert saved == next(node for node in flow["nodes"] if node["type"] == "S2VLongVideo")["widgets_values"]
     set_widget(page, "S2VAudioEncode", end=0)
-    set_widget(page, "S2VLongVideo", steps=2, width=64, height=64, seed=hash(page) % 10_000)
+    quick = {} if "S2V_SCREENSHOTS" in os.environ else {"steps": 2, "width": 64, "height": 64}
+    set_widget(page, "S2VLongVideo", seed=hash(page) % 10_000, **quick)
     wait_for(page, timeline, clips="2", finished="0")
     page.evaluate("() => app.queuePrompt(0)")
     wait_for(page, timeline, finished="2", thumbnails="2")
+    page.wait_for_timeout(6000 if not quick else 0)
+    photograph(page, "try_it")
     assert timeline.get_attribute("data-scenes") == ""
     copied = page.evaluate("() => { const g = app.graph.serialize(); return app.loadGraphData(g).then(() => g) }")
     wait_for(page, long_video_in_view(page), clips="2")
