@@ -7,6 +7,7 @@ import pytest
 from s2v_core.speakers import Speaker
 
 from .prompts import change, small, workflow
+from .test_long_video import long_video, pictures, rendered
 from .test_model import command_line_clip, latents_of, normalised, short_clip, tiny
 
 
@@ -55,6 +56,15 @@ def test_one_speaker_all_over_the_picture_changes_nothing(server):
     alone = with_speakers(prompt, ((0.0, 0.0, 1.0, 1.0), 0.0))
     found = latents_of(server, heard_whole(alone), source)
     assert (found - latents_of(server, heard_whole(prompt), source)).abs().max() < 1e-5   # not in one batch
+
+
+def test_a_voice_that_moves_renders_only_the_clips_again_that_hear_it(server):
+    def video(start):
+        return with_speakers(long_video(0.0), ((0.0, 0.0, 0.5, 1.0), 0.0), ((0.5, 0.0, 1.0, 1.0), start))
+
+    first, path = rendered(server, video(5.0))
+    again, moved = rendered(server, video(5.1))
+    assert (first, again) == ([0, 1], [1]) and len(pictures(path)) == len(pictures(moved)) > 80
 
 
 def test_speakers_of_the_hosts_own_model_are_refused_in_the_red_box(server):
