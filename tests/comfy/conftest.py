@@ -83,7 +83,7 @@ def footage(folder):
 def furnish(base):
     for name in ("input", "models/diffusion_models", "models/loras", "custom_nodes"):
         (base / name).mkdir(parents=True)
-    for name in ("face.png", "two.png", "speech.wav"):
+    for name in ("face.png", "drawn.png", "two.png", "speech.wav"):
         shutil.copy(ROOT / "samples" / name, base / "input" / name)
     silent_video(base / "input" / "pose.mp4")
     footage(base / "input")

@@ -74,10 +74,11 @@ def test_a_later_end_renders_only_the_clips_that_are_missing(server):
 
 def test_a_storyboard_reaches_its_clips_and_a_changed_line_renders_from_there(server):
     prompt = long_video(seed=22)
-    made, _ = rendered(server, with_storyboard(prompt, "a face talks\n0:05 a face laughs"))
+    plain = prompt["positive"]["inputs"]["text"]
+    made, _ = rendered(server, with_storyboard(prompt, f"{plain}\n0:05 a face laughs"))
     before = clips_of(server)
     assert made == [0, 1]
-    made, _ = rendered(server, with_storyboard(prompt, "a face talks\n0:05 [seed 99] it frowns"))
+    made, _ = rendered(server, with_storyboard(prompt, f"{plain}\n0:05 [seed 99] it frowns"))
     after = clips_of(server)
     assert made == [1] and (after[0] == before[0]).all() and not np.allclose(after[1], before[1])
     alone, _ = rendered(server, prompt)

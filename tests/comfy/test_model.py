@@ -18,6 +18,7 @@ from s2v_core.request import Request
 from .prompts import change, node, small, workflow
 
 names = itertools.count()
+TRIED = workflow("s2v_try_it")["positive"]["inputs"]["text"]
 
 
 def latents_of(server, prompt, source):
@@ -76,7 +77,7 @@ def test_a_clip_in_the_host_is_the_command_lines_clip(server, tmp_path, host_sam
 def command_line_clip(server, folder, *, loras=(), **settings):
     """Latents of the first clip of the same job, as the command makes it, in float32."""
     request = Request(
-        image=server.base / "input" / "face.png", audio=server.base / "input" / "speech.wav", prompt="a face talks",
+        image=server.base / "input" / "drawn.png", audio=server.base / "input" / "speech.wav", prompt=TRIED,
         negative_prompt="", output=folder / "clip.mp4", size=VideoSize(width=64, height=64), num_frames=16, steps=4,
         take=folder / "take", **settings,
     )  # fmt: skip
@@ -137,7 +138,8 @@ def test_conditioning_and_the_hosts_ksampler_give_what_sample_clip_gives(server)
         for name, value in spec["inputs"].items():
             if isinstance(value, list) and value[0] in outputs:
                 spec["inputs"][name] = ["bundled", outputs[value[0]]]
-    graph["positive"]["inputs"]["text"], graph["negative"]["inputs"]["text"] = "a face talks", ""
+    graph["positive"]["inputs"]["text"], graph["negative"]["inputs"]["text"] = TRIED, ""
+    graph = change(graph, "LoadImage", image="drawn.png")
     graph = change(graph, "KSampler", seed=5, steps=4, cfg=3.0, sampler_name="euler", scheduler="simple")
     assert (latents_of(server, graph, ["sampler", 0]) - expected).abs().max() < 1e-4   # in and out of the VAE's space
     graph = change(graph, "S2VConditioning", width=0, height=0)
