@@ -14,7 +14,6 @@ import argparse
 import csv
 import tempfile
 import time
-import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -23,6 +22,7 @@ from unittest import mock
 
 import av
 import numpy as np
+from sound import write_sound
 
 from s2v_core import WanS2VPipeline
 from s2v_core.dub.masks import LowerFace
@@ -62,14 +62,6 @@ def write_shot(folder: Path, frames: np.ndarray, boxes: np.ndarray, rate: Fracti
         csv.writer(file).writerows(
             [("frame", "left", "top", "right", "bottom"), *((k, *box) for k, box in enumerate(boxes.tolist()))]
         )
-
-
-def write_sound(path: Path, samples: np.ndarray) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes((samples * 32_767).clip(-32_767, 32_767).astype("<i2").tobytes())
 
 
 @contextmanager

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from PIL import Image
+from sound import write_sound
 
 from s2v_core import WanS2VPipeline
-from s2v_core.config import SAMPLE_RATE
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import read_frames
 from s2v_core.request import Request
@@ -68,7 +67,7 @@ def make(clip: SyntheticClip, name: str, pipe: WanS2VPipeline, options: argparse
         speakers = []
         for i, box in enumerate(heads(clip)[:VOICES]):
             voice = folder / f"{name}-{i + 1}.wav"
-            soundfile.write(voice, clip.waveforms[i], SAMPLE_RATE)
+            write_sound(voice, clip.waveforms[i])
             speakers.append(Speaker(audio=voice, region=tuple(float(side) for side in box)))
         pipe.run(
             Request(

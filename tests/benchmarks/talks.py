@@ -22,8 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from PIL import Image, ImageDraw
+from sound import write_sound
 
 from s2v_core import WanS2VPipeline
 from s2v_core.config import SAMPLE_RATE
@@ -93,7 +93,7 @@ def make(task: Task, *, side: int, steps: int | None, guidance: float | None, mo
     clip = held_out(task.face, task.num_frames, side, task.motion)
     picture, sound = folder / f"{task.name}.png", folder / f"{task.name}.wav"
     Image.fromarray(clip.reference).save(picture)
-    soundfile.write(sound, sound_of(task, side), SAMPLE_RATE)
+    write_sound(sound, sound_of(task, side))
     request = Request(
         image=picture,
         audio=sound,

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from PIL import Image
 
 from s2v_core import WanS2VPipeline
-from s2v_core.config import SAMPLE_RATE
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import read_frames
 from s2v_core.request import Request
 from s2v_core.training.measure import best_lag, compressed_loudness, correlation, mouth_opening
 from s2v_core.training.synthetic import FPS, SyntheticClip
+
+from .media import float_wav
 
 FRAMES = 64
 
@@ -35,7 +35,7 @@ def pipe() -> WanS2VPipeline:
 def talking(pipe: WanS2VPipeline, folder: Path, face: SyntheticClip, sound: np.ndarray) -> np.ndarray:
     """[F] how far the mouth of a finished video is open."""
     Image.fromarray(face.reference).save(folder / "face.png")
-    soundfile.write(folder / "sound.wav", sound, SAMPLE_RATE)
+    float_wav(folder / "sound.wav", sound)
     request = Request(
         image=folder / "face.png", audio=folder / "sound.wav", prompt=face.prompt, output=folder / "talk.mp4",
         size=VideoSize(width=128, height=128),
