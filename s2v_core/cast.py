@@ -142,11 +142,12 @@ def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterat
 def _turns(request: Request, names: Sequence[str]) -> list[Turn]:
     """Turns on the video's clock, which may begin within the sound and be moved against it."""
     assert request.who_speaks is not None
-    shift = request.audio_offset / 1000 - request.audio_start
-    moved = [
-        replace(turn, start=max(0.0, turn.start + shift), end=turn.end + shift)
-        for turn in read_turns(request.who_speaks, names)
-    ]
+    return moved_turns(read_turns(request.who_speaks, names), request.audio_offset / 1000 - request.audio_start)
+
+
+def moved_turns(turns: Sequence[Turn], later: float) -> list[Turn]:
+    """The turns so many seconds later, without those that end before 0."""
+    moved = [replace(turn, start=max(0.0, turn.start + later), end=turn.end + later) for turn in turns]
     return [turn for turn in moved if turn.end > 0]
 
 

@@ -175,16 +175,21 @@ def read_turns(path: Path, names: Collection[str]) -> tuple[Turn, ...]:
         raise ConfigError(f"cannot read who speaks from {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text") from error
+    return parse_turns(text, names, where=str(path))
+
+
+def parse_turns(text: str, names: Collection[str], *, where: str) -> tuple[Turn, ...]:
+    """`read_turns` of text; `where` it was written, for what errors say."""
     turns = [
-        _turn(f"line {number} of {path}", *said, names=names)
-        for number, *said in (_subtitles(text, path) if "-->" in text else _rows(text, path))
+        _turn(f"line {number} of {where}", *said, names=names)
+        for number, *said in (_subtitles(text, where) if "-->" in text else _rows(text, where))
     ]
     if not turns:
-        raise ConfigError(f"{path} says of nobody when they speak; write lines such as 0,4.5,{next(iter(names))}")
+        raise ConfigError(f"{where} says of nobody when they speak; write lines such as 0,4.5,{next(iter(names))}")
     return tuple(turns)
 
 
-def _rows(text: str, path: Path) -> list[tuple[int, str, str, str]]:
+def _rows(text: str, where: str) -> list[tuple[int, str, str, str]]:
     """Line number, start, end and speaker of a table; a first line of headings and lines with # are left out."""
     found = []
     delimiter = next((mark for mark in ("\t", ";") if mark in text), ",")
@@ -193,12 +198,12 @@ def _rows(text: str, path: Path) -> list[tuple[int, str, str, str]]:
         if not any(cells) or line.lstrip().startswith("#") or (not found and cells[0].lower() == "start"):
             continue
         if len(cells) != 3:
-            raise ConfigError(f"line {number} of {path} must be start,end,speaker, such as 0,4.5,anna; got {line!r}")
+            raise ConfigError(f"line {number} of {where} must be start,end,speaker, such as 0,4.5,anna; got {line!r}")
         found.append((number, *cells))
     return found
 
 
-def _subtitles(text: str, path: Path) -> list[tuple[int, str, str, str]]:
+def _subtitles(text: str, where: str) -> list[tuple[int, str, str, str]]:
     """Line number, start, end and speaker: what stands before the first colon of the words, or all of them."""
     found, lines = [], text.splitlines()
     for number, line in enumerate(lines, 1):
@@ -207,7 +212,7 @@ def _subtitles(text: str, path: Path) -> list[tuple[int, str, str, str]]:
             words = lines[number].strip() if number < len(lines) else ""
             voice = re.match(r"<v\s+([^>]+)>|\[([^\]]+)\]|([^:]+)", words)   # WebVTT's, a bracket, a name
             if voice is None:
-                raise ConfigError(f"after line {number} of {path} must stand who speaks, such as anna: Good morning!")
+                raise ConfigError(f"after line {number} of {where} must stand who speaks, such as anna: Good morning!")
             found.append((number, start.strip(), end.split()[0] if end.split() else "", voice[voice.lastindex].strip()))
     return found
 
