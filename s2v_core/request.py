@@ -15,7 +15,6 @@ from .types import (
     COLOR_MATCHES,
     CONTINUITIES,
     FIRST_WINDOWS,
-    SOLVERS,
     ClipSettings,
     DrivingSettings,
     PoseControl,
@@ -23,8 +22,79 @@ from .types import (
 )
 
 
+def with_first_window(settings: ClipSettings, first_window: str, *, start_from_image: bool) -> ClipSettings:
+    """Settings of a video that opens after "grey", or where it starts from the image, after the "image" all along.
+
+    Raises: ConfigError.
+    """
+    if first_window not in FIRST_WINDOWS:
+        raise ConfigError(f"first_window must be one of {', '.join(FIRST_WINDOWS)}; got {first_window!r}")
+    if first_window == "grey":
+        return settings
+    if not start_from_image:
+        raise ConfigError("first_window image is for videos that start from the image: give start_from_image too")
+    return replace(settings, still_frames=settings.motion_frames)
+
+
+def check_output_fps(output_fps: float, fps: float) -> None:
+    """Whether a video that is made at `fps` can be brought to `output_fps`. Raises: ConfigError."""
+    if not fps < output_fps <= 120:
+        raise ConfigError(f"output_fps must be above fps ({fps:g}) and at most 120, got {output_fps:g}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class ClipRequest:
+    """What every job that makes clips asks for."""
+
+    prompt: str = ""
+    negative_prompt: str | None = None   # None: the model's own
+    output: Path | None = None           # the mp4; None: the caller takes the frames
+    size: VideoSize | None = None        # that the model draws; None: what the media suggest at `max_area`
+    max_area: int | None = None          # pixels; None: the model's
+    steps: int | None = None
+    shift: float | None = None
+    guidance_scale: float | None = None
+    audio_guidance_scale: float | None = None   # of the sound alone; None: `guidance_scale` times `sync_strength`
+    sync_strength: float = 1.0
+    apg: bool = False
+    solver: str = "unipc"
+    seed: int = 0                        # clip r draws its noise from seed + r
+    clip_frames: int = 80                # new frames per clip, a multiple of 4
+    continuity: str = "exact"            # "exact": the reference's decode; "carry": cheaper, slightly different
+    take: Path | None = None             # folder of finished clips; None: beside the output
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be 0 or more and below 2**63, got {self.seed}")
+        if self.continuity not in CONTINUITIES:
+            raise ConfigError(f"continuity must be one of {', '.join(CONTINUITIES)}; got {self.continuity!r}")
+        self.clip_settings()
+        self.sampler_settings(steps=1, shift=1.0, guidance_scale=1.0)
+
+    @property
+    def take_folder(self) -> Path:
+        if self.take is not None:
+            return self.take
+        return Path("video.take") if self.output is None else self.output.with_name(self.output.name + ".take")
+
+    def clip_settings(self) -> ClipSettings:
+        return ClipSettings(frames=self.clip_frames)
+
+    def sampler_settings(self, *, steps: int, shift: float, guidance_scale: float) -> SamplerSettings:
+        """The sampler's settings, with the model's defaults where the request is silent."""
+        return SamplerSettings(
+            steps=steps if self.steps is None else self.steps,
+            shift=shift if self.shift is None else self.shift,
+            guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            audio_guidance_scale=self.audio_guidance_scale,
+            sync_strength=self.sync_strength,
+            apg=self.apg,
+            solver=self.solver,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request(ClipRequest):
     """One job. None means: what the model ships with, or what the media suggest."""
 
     image: Path                          # the reference picture
@@ -40,23 +110,9 @@ class Request:
     noise_gate: float | None = None      # dB below which the driving sound is silence; None: never
     speakers: tuple[Speaker, ...] = ()   # who speaks, and where; none: everybody in the picture hears `audio`
     who_speaks: Path | None = None       # a file that shares `audio` out to speakers: `speakers.py` says how
-    prompt: str = ""
-    negative_prompt: str | None = None   # None: the model's own
-    output: Path | None = None           # the mp4; None: the caller takes the frames
-    size: VideoSize | None = None        # None: the picture's shape at `max_area`
-    max_area: int | None = None          # pixels; None: the model's
     num_frames: int | None = None        # None: ceil(duration * fps), the whole sound
     fps: float = 16.0
     output_fps: float | None = None      # of the file, by interpolation; None: `fps`
-    steps: int | None = None
-    shift: float | None = None
-    guidance_scale: float | None = None
-    audio_guidance_scale: float | None = None   # of the sound alone; None: `guidance_scale` times `sync_strength`
-    sync_strength: float = 1.0
-    apg: bool = False
-    solver: str = "unipc"
-    seed: int = 0                        # clip r draws its noise from seed + r
-    clip_frames: int = 80                # new frames per clip, a multiple of 4
     pose_video: Path | None = None       # drawn poses
     pose_footage: Path | None = None     # or footage of a person, to draw them from
     pose_strength: float = 1.0           # 0 to 2
@@ -68,33 +124,17 @@ class Request:
     start_from_image: bool = False       # the video continues from the picture, instead of only keeping its identity
     first_window: str = "grey"           # before the picture's last moments, where the video starts from it; or "image"
     match_colour: str = "off"            # "lab", "mkl": each clip is given the reference picture's colours
-    continuity: str = "exact"            # "exact": the reference's decode; "carry": cheaper, slightly different
-    take: Path | None = None             # folder of finished clips; None: beside the output
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be 0 or more and below 2**63, got {self.seed}")
+        ClipRequest.__post_init__(self)   # a frozen class with slots has no super() of its own
         if self.num_frames is not None and self.num_frames < 1:
             raise ConfigError(f"num_frames must be 1 or more, got {self.num_frames}")
-        if self.solver not in SOLVERS:
-            raise ConfigError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
-        if self.continuity not in CONTINUITIES:
-            raise ConfigError(f"continuity must be one of {', '.join(CONTINUITIES)}; got {self.continuity!r}")
         if self.match_colour not in COLOR_MATCHES:
             raise ConfigError(f"match_colour must be one of {', '.join(COLOR_MATCHES)}; got {self.match_colour!r}")
-        self._check_window()
+        if self.output_fps is not None:
+            check_output_fps(self.output_fps, self.fps)
         self._check_sound()
         self._check_pose()
-        self.clip_settings()
-        self.sampler_settings(steps=1, shift=1.0, guidance_scale=1.0)
-
-    def _check_window(self) -> None:
-        if self.first_window not in FIRST_WINDOWS:
-            raise ConfigError(f"first_window must be one of {', '.join(FIRST_WINDOWS)}; got {self.first_window!r}")
-        if self.first_window == "image" and not self.start_from_image:
-            raise ConfigError("first_window image is for videos that start from the image: give start_from_image too")
-        if self.output_fps is not None and not self.fps < self.output_fps <= 120:
-            raise ConfigError(f"output_fps must be above fps ({self.fps:g}) and at most 120, got {self.output_fps:g}")
 
     def _check_sound(self) -> None:
         if self.say is not None and self.audio is not None:
@@ -119,7 +159,7 @@ class Request:
 
     def clip_settings(self) -> ClipSettings:
         settings = ClipSettings(frames=self.clip_frames, fps=self.fps)
-        return replace(settings, still_frames=settings.motion_frames) if self.first_window == "image" else settings
+        return with_first_window(settings, self.first_window, start_from_image=self.start_from_image)
 
     def driving_settings(self) -> DrivingSettings:
         return DrivingSettings(
@@ -137,16 +177,4 @@ class Request:
             start_frame=round(self.pose_start * self.fps),
             stop_frame=None if self.pose_end is None else round(self.pose_end * self.fps),
             steps=self.pose_steps,
-        )
-
-    def sampler_settings(self, *, steps: int, shift: float, guidance_scale: float) -> SamplerSettings:
-        """The sampler's settings, with the model's defaults where the request is silent."""
-        return SamplerSettings(
-            steps=steps if self.steps is None else self.steps,
-            shift=shift if self.shift is None else self.shift,
-            guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            audio_guidance_scale=self.audio_guidance_scale,
-            sync_strength=self.sync_strength,
-            apg=self.apg,
-            solver=self.solver,
         )

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..geometry import VideoSize
 from .image import fit_picture
 
@@ -52,7 +53,13 @@ class PoseVideo:
         """`read` starts the source from its beginning; `duration` is its length in seconds; `fps` is the video's.
 
         The source's first `start` seconds are left out, of which `duration` is told as shortened.
+
+        Raises: ConfigError where nothing else is left.
         """
+        if start >= duration:
+            raise ConfigError(
+                f"the pose video lasts {duration:.2f} s: leaving out {start:g} s leaves nothing of it"
+            )
         self.duration = duration - start
         self._start = start
         self._read, self._size, self._fps = read, size, fps
@@ -66,6 +73,12 @@ class PoseVideo:
             if frame <= 0 or seconds < self.duration - CLOCK_STEP:
                 window[:, :, index : index + 1] = self._shown_at(self._start + seconds)
         return window
+
+    def ends_early(self, seconds: float) -> tuple[str, ...]:
+        """A remark where a video of so many seconds outlasts the poses."""
+        if self.duration >= seconds:
+            return ()
+        return (f"the pose video lasts {self.duration:.2f} s of {seconds:.2f} s: the rest moves freely",)
 
     def _shown_at(self, seconds: float) -> Tensor:
         if seconds + CLOCK_STEP < self._current.seconds:

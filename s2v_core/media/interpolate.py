@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,25 @@ log = logging.getLogger(__name__)
 # Motion is found in both directions and per block; where a block belongs to nothing, its neighbours share it. At a cut
 # the frame before it is repeated.
 MOTION = "mi_mode=mci:mc_mode=obmc:me_mode=bidir:vsbmc=1"
+
+
+@contextmanager
+def at_rate(
+    segments: Sequence[Path], fps: float, to_fps: float, num_frames: int, folder: Path
+) -> Iterator[Sequence[Path]]:
+    """Segments of a video at `fps` as segments at `to_fps` with so many frames in all, which lie in `folder` meanwhile.
+
+    Raises: OutputError.
+    """
+    if to_fps == fps:
+        yield segments
+        return
+    smooth = folder / "interpolated.mp4"
+    try:
+        write_interpolated(segments, smooth, fps=fps, to_fps=to_fps, num_frames=num_frames)
+        yield (smooth,)
+    finally:
+        smooth.unlink(missing_ok=True)
 
 
 def write_interpolated(segments: Sequence[Path], path: Path, *, fps: float, to_fps: float, num_frames: int) -> None:
