@@ -130,7 +130,8 @@ class SyntheticClip:
                 )
             place = _PLACES[num_faces][i] * width / min(width, height)
             self.people.append(_make_person(person_rng, track, num_frames, place, _SIZES[num_faces], motion, held_out))
-        self.prompt: str = _describe(self.people, self.backdrop, self.camera, rng)
+        told = [(person.look, person.motion) for person in self.people]
+        self.prompt: str = describe(told, self.backdrop, self.camera, rng)
 
     @property
     def waveforms(self) -> np.ndarray:
@@ -237,13 +238,17 @@ def _blinks(num_frames: int, rng: np.random.Generator) -> np.ndarray:
     return shut
 
 
-def _describe(people: list[Person], backdrop: Backdrop, camera: str, rng: np.random.Generator) -> str:
-    """The clip in words. Whatever it does is always said; how people look is said in part."""
+def describe(people: Sequence[tuple[Look, str]], backdrop: Backdrop, camera: str, rng: np.random.Generator) -> str:
+    """A clip in words. Whatever it does is always said; how people look is said in part.
+
+    Args:
+        people: looks and head motions, left to right.
+    """
 
     def pick(words: tuple[str, ...]) -> str:
         return words[rng.integers(len(words))]
 
-    told = [f"{_describe_look(p.look, rng)} {pick(_HEAD_WORDS[p.motion])}" for p in people]
+    told = [f"{_describe_look(look, rng)} {pick(_HEAD_WORDS[motion])}" for look, motion in people]
     if len(told) > 1:
         sides = ("on the left", "on the right") if len(told) == 2 else ("on the left", "in the middle", "on the right")
         told = [f"{side} {text}" for side, text in zip(sides, told, strict=True)]
