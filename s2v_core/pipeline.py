@@ -1,115 +1,34 @@
 """Load once, run(request) -> mp4: every room put together, nothing computed here.
 
-Knows the order of things: read, condition, plan, generate clip by clip onto disk, join with the sound.
+Knows the order of things: open the media, condition, generate clip by clip onto disk, join with the sound.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from .cast import Cast, open_cast
 from .components import Components
-from .conditioning.audio import SoundFeatures, num_video_frames
-from .conditioning.driving import Driving, drive, exact
-from .conditioning.image import fit_picture
-from .conditioning.pose import PoseVideo
-from .conditioning.pose_footage import drawn_poses, skeleton_finder
+from .conditioning.audio import SoundFeatures
 from .errors import ConfigError, OutputError
-from .geometry import VideoSize, fit_size
-from .media.audio_io import open_sound
-from .media.image_io import read_picture
+from .geometry import VideoSize
 from .media.interpolate import write_interpolated
-from .media.speech import VOICE, speech_file
-from .media.video_io import TimedFrame, join_segments, probe_video, read_timed_frames, require_writable
+from .media.video_io import join_segments
 from .models.vae import decoder_receptive_field
-from .placement import MemoryEstimate
 from .request import Request
-from .types import ClipPlan, Conditioning, DecodedClip, Direction, SamplerSettings
-from .video.color import ColourMatch, Grade
-from .video.fill import fill_take, sound_digest
-from .video.storyboard import PlacedScene, Scene, Script, direct, place_scenes, read_storyboard, unseen
+from .running.identity import run_identity
+from .running.job import Job, open_job
+from .running.plan import JobPlan
+from .running.watch import Progress, Silent, Told
+from .types import Conditioning, Direction
+from .video.fill import fill_take
 from .video.take import Take
-from .video.timeline import plan_clips
-
-log = logging.getLogger(__name__)
-
-
-class Progress(Protocol):
-    """Who is told what a run will do, and how far it is."""
-
-    def planned(self, plan: JobPlan) -> None: ...
-    def clip_started(self, index: int, total: int, steps: int) -> None: ...
-    def step(self, index: int, step: int, steps: int) -> None: ...
-    def clip_finished(self, index: int, total: int) -> None: ...
-    def finished(self, path: Path) -> None: ...
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def planned(self, plan: JobPlan) -> None:
-        pass
-
-    def clip_started(self, index: int, total: int, steps: int) -> None:
-        pass
-
-    def step(self, index: int, step: int, steps: int) -> None:
-        pass
-
-    def clip_finished(self, index: int, total: int) -> None:
-        pass
-
-    def finished(self, path: Path) -> None:
-        pass
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobPlan:
-    """What a run will do, known before any weight is read."""
-
-    size: VideoSize
-    num_frames: int          # that are made, at `fps`
-    fps: float
-    output_frames: int       # of the file, at `output_fps`: other than made where frames are interpolated
-    output_fps: float
-    clips: tuple[ClipPlan, ...]
-    settings: SamplerSettings
-    take: Path
-    finished_clips: int
-    estimate: MemoryEstimate
-    scenes: tuple[PlacedScene, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def is_interpolated(self) -> bool:
-        return self.output_fps != self.fps
-
-    def __str__(self) -> str:
-        s = self.settings
-        done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
-        lines = [
-            f"video   {self.size}, {self.num_frames} frames at {self.fps:g} fps, {self.num_frames / self.fps:.2f} s",
-            *([f"file    {self.output_frames} frames at {self.output_fps:g} fps"] if self.is_interpolated else []),
-            f"clips   {len(self.clips)}{done}",
-            f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {_guidance(s)}",
-            f"memory  {self.estimate}",
-            *(f"scene   {scene}" for scene in self.scenes),
-            *(f"note    {remark}" for remark in self.remarks),
-        ]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,39 +38,6 @@ class RunResult:
     path: Path
     num_frames: int
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Job:
-    """A request with its media opened and its plan made."""
-
-    request: Request
-    picture: Image.Image
-    cast: Cast
-    driving: Driving
-    pose: PoseVideo | None
-    scripts: tuple[Script, ...]              # one per clip
-    pictures: dict[str, Image.Image]         # of the scenes, by the names in their scripts
-    plan: JobPlan
-
-
-class Told:
-    """A take's watch that tells a run's progress."""
-
-    def __init__(self, progress: Progress, *, clips: int, steps: int) -> None:
-        self.progress = progress
-        self.total, self.steps = clips, steps
-        self.index = 0
-
-    def clip_started(self, plan: ClipPlan) -> None:
-        self.index = plan.index
-        self.progress.clip_started(self.index, self.total, self.steps)
-
-    def step(self, done: int, total: int) -> None:
-        self.progress.step(self.index, done, total)
-
-    def clip_finished(self, clip: DecodedClip) -> None:
-        self.progress.clip_finished(self.index, self.total)
 
 
 class WanS2VPipeline:
@@ -215,7 +101,7 @@ class WanS2VPipeline:
 
         Raises: MediaError, ShapeError, ConfigError; OutputError for a place that cannot be written.
         """
-        with self._opened(request) as job:
+        with open_job(request, self.components) as job:
             return job.plan
 
     def run(self, request: Request, progress: Progress | None = None) -> RunResult:
@@ -226,9 +112,10 @@ class WanS2VPipeline:
         if request.output is None:
             raise ConfigError("a run needs an output file; call the pipeline itself to decide later where to save")
         progress = progress or Silent()
-        with self._opened(request) as job:
+        with open_job(request, self.components) as job:
             progress.planned(job.plan)
-            with Take.open(job.plan.take, self._fingerprint(job), _made_from(job)) as take:
+            identity = run_identity(job.request, job.plan, job.cast, self.components.identity())
+            with Take.open(job.plan.take, identity, job.made_from()) as take:
                 self._fill(take, job, progress)
                 self._join(take, job, request.output)
             if request.take is None:
@@ -285,62 +172,7 @@ class WanS2VPipeline:
 
     # ---- the parts of a run ---------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _opened(self, request: Request) -> Iterator[_Job]:
-        """The request's media, opened and checked, and the plan that follows from them."""
-        with ExitStack() as stack:
-            if request.output is not None:
-                require_writable(request.output)
-            picture = read_picture(request.image)
-            size = request.size or fit_size(*picture.size, request.max_area or self.components.config.default_area)
-            if request.say is not None:
-                request = replace(request, say=None, audio=_say(request))
-            cast = stack.enter_context(open_cast(request, picture, size))
-            heard, separate = stack.enter_context(open_sound(cast.heard)), None
-            if request.driving_audio is not None:
-                separate = stack.enter_context(open_sound(request.driving_audio))
-            driving = drive(heard, separate, request.driving_settings())
-            pose = _open_pose(request, size)
-            scenes = () if request.storyboard is None else read_storyboard(request.storyboard)
-            pictures = {scene.image: read_picture(Path(scene.image)) for scene in scenes if scene.image is not None}
-            plan = self._plan(request, size, driving, pose, scenes)
-            clips, scripts = direct(plan.clips, plan.scenes)
-            job = _Job(
-                request=request, picture=picture, cast=cast, driving=driving, pose=pose, scripts=scripts,
-                pictures=pictures, plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks)),
-            )  # fmt: skip
-            finished = Take.count_finished(plan.take, _made_from(job))
-            yield replace(job, plan=replace(job.plan, finished_clips=finished))
-
-    def _plan(
-        self, request: Request, size: VideoSize, driving: Driving, pose: PoseVideo | None, scenes: Sequence[Scene]
-    ) -> JobPlan:
-        config = self.components.config
-        whole = num_video_frames(driving.sound, request.fps)
-        num_frames = whole if request.num_frames is None else min(request.num_frames, whole)
-        clips = plan_clips(
-            num_frames, request.clip_settings(), seed=request.seed, start_from_image=request.start_from_image
-        )
-        settings = request.sampler_settings(
-            steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
-        )
-        placed = place_scenes(scenes, clips, request.fps)
-        return JobPlan(
-            size=size,
-            num_frames=num_frames,
-            fps=request.fps,
-            output_frames=_output_frames(request, num_frames, whole, driving),
-            output_fps=request.output_fps or request.fps,
-            clips=clips,
-            settings=settings,
-            take=request.take or _take_beside(request.output),
-            finished_clips=0,
-            estimate=self.components.estimate(size, request.clip_settings()),
-            scenes=placed,
-            remarks=(*driving.remarks, *_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
-        )
-
-    def _fill(self, take: Take, job: _Job, progress: Progress) -> None:
+    def _fill(self, take: Take, job: Job, progress: Progress) -> None:
         """Generate the clips that the take lacks."""
         if take.num_finished == len(job.plan.clips):
             return
@@ -351,10 +183,10 @@ class WanS2VPipeline:
                 continuity=job.request.continuity,
                 decoder_reach=decoder_receptive_field(self.components.config.vae),
                 watch=Told(progress, clips=len(job.plan.clips), steps=job.plan.settings.steps),
-                grade=_grade(job),
+                grade=job.grade(),
             )  # fmt: skip
 
-    def _condition(self, job: _Job) -> Conditioning:
+    def _condition(self, job: Job) -> Conditioning:
         request, size = job.request, job.plan.size
         negative = request.negative_prompt
         if negative is None:
@@ -362,7 +194,7 @@ class WanS2VPipeline:
         prompts = [request.prompt if script.prompt is None else script.prompt for script in job.scripts]
         texts = list(dict.fromkeys([*prompts, negative]))   # each is encoded once
         embeds = dict(zip(texts, self.components.encode_prompts(texts), strict=True))
-        pictures = _fitted_pictures(job)
+        pictures = job.fitted_pictures()
         latents = {name: self.components.codec.encode(picture) for name, picture in pictures.items()}
         directions = tuple(
             Direction(
@@ -389,7 +221,7 @@ class WanS2VPipeline:
             pose_control=request.pose_control(),
         )
 
-    def _join(self, take: Take, job: _Job, output: Path) -> None:
+    def _join(self, take: Take, job: Job, output: Path) -> None:
         plan, segments = job.plan, take.segments
         smooth = take.folder / "interpolated.mp4"
         try:
@@ -404,22 +236,6 @@ class WanS2VPipeline:
             )  # fmt: skip
         finally:
             smooth.unlink(missing_ok=True)
-
-    def _fingerprint(self, job: _Job) -> dict[str, object]:
-        """Everything that changes a pixel of every clip: a take is continued only by a job that is alike in it."""
-        request, plan = job.request, job.plan
-        return {
-            "speakers": job.cast.fingerprint(),
-            "pose": _pose_fingerprint(request),
-            "match_colour": request.match_colour,
-            "negative_prompt": request.negative_prompt,
-            "size": str(plan.size),
-            "sampler": asdict(plan.settings),
-            "clip": asdict(request.clip_settings()),
-            "start_from_image": request.start_from_image,
-            "continuity": request.continuity,
-            "model": self.components.identity(),
-        }
 
 
 class PipelineResult:
@@ -439,103 +255,3 @@ class PipelineResult:
         except OSError as error:
             raise OutputError(f"cannot write {target}: {error.strerror}") from error
         return target
-
-
-def _guidance(settings: SamplerSettings) -> str:
-    text, audio = settings.scales()
-    return f"{text:g}" if text == audio else f"{text:g}, of the sound {audio:g}"
-
-
-def _say(request: Request) -> Path:
-    """The words of a request, spoken; beside its output."""
-    assert request.say is not None
-    return speech_file(request.say, request.voice or VOICE, request.output or Path("video.mp4"))
-
-
-def _open_pose(request: Request, size: VideoSize) -> PoseVideo | None:
-    path = request.pose_video or request.pose_footage
-    if path is None:
-        return None
-    duration = probe_video(path).duration
-    if request.pose_skip >= duration:
-        raise ConfigError(f"{path} lasts {duration:.2f} s: leaving out {request.pose_skip:g} s leaves nothing of it")
-    find = None if request.pose_footage is None else skeleton_finder()
-
-    def read() -> Iterator[TimedFrame]:
-        frames = read_timed_frames(path)
-        return frames if find is None else drawn_poses(frames, find)
-
-    return PoseVideo(read, duration=duration, size=size, fps=request.fps, start=request.pose_skip)
-
-
-def _pose_fingerprint(request: Request) -> dict[str, object] | None:
-    path = request.pose_video or request.pose_footage
-    if path is None:
-        return None
-    is_drawn = request.pose_footage is None
-    return {"file": _sha256(path), "drawn": is_drawn, "skip": request.pose_skip, **asdict(request.pose_control())}
-
-
-def _fitted_pictures(job: _Job) -> dict[str | None, Tensor]:
-    """The reference pictures of the clips, by the names in their scripts."""
-    names = dict.fromkeys(script.image for script in job.scripts)
-    return {n: fit_picture(job.picture if n is None else job.pictures[n], job.plan.size) for n in names}
-
-
-def _grade(job: _Job) -> Grade | None:
-    """Each clip's frames to the colours of its reference picture."""
-    method = job.request.match_colour
-    if method == "off":
-        return None
-    matches = {name: ColourMatch(picture, method) for name, picture in _fitted_pictures(job).items()}
-    return lambda plan, frames: matches[job.scripts[plan.index].image](frames)
-
-
-def _output_frames(request: Request, num_frames: int, whole: int, driving: Driving) -> int:
-    """Frames of the file: as many as cover the sound, or what is made of it."""
-    if request.output_fps is None:
-        return num_frames
-    seconds = driving.seconds if num_frames == whole else num_frames / exact(request.fps)
-    return max(1, math.ceil(seconds * exact(request.output_fps)))
-
-
-def _take_beside(output: Path | None) -> Path:
-    return Path("video.take") if output is None else output.with_name(output.name + ".take")
-
-
-def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | None) -> tuple[str, ...]:
-    remarks = []
-    if request.num_frames is not None and request.num_frames > whole:
-        remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with it")
-    seconds = min(num_frames / request.fps, request.pose_end or math.inf)
-    if pose is not None and pose.duration < seconds:
-        remarks.append(f"the pose video lasts {pose.duration:.2f} s of {seconds:.2f} s: the rest moves freely")
-    return tuple(remarks)
-
-
-def _made_from(job: _Job) -> list[dict[str, object]]:
-    """What changes the pixels of each clip, beyond what changes all: frames, seed, script, and the sound up to its end.
-
-    Sound that comes later is left out, though the encoder's normalisation has heard it: a longer sound keeps clips.
-    """
-    pictures = {None: _sha256(job.request.image), **{name: _sha256(Path(name)) for name in job.pictures}}
-    return [
-        {
-            "frames": [plan.start_frame, plan.stop_frame, plan.trim_start, plan.trim_end],
-            "seed": plan.seed,
-            "prompt": job.request.prompt if script.prompt is None else script.prompt,
-            "guidance_scale": script.guidance_scale,
-            "image": pictures[script.image],
-            "audio": sound_digest(job.driving.sound, plan, job.plan.fps),
-            "speakers": job.cast.said_in(plan, job.plan.fps),
-        }
-        for plan, script in zip(job.plan.clips, job.scripts, strict=True)
-    ]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -69,6 +69,11 @@ class SamplerSettings:
             return text, self.audio_guidance_scale
         return text, max(1.0, text * self.sync_strength)
 
+    def __str__(self) -> str:
+        text, audio = self.scales()
+        guidance = f"{text:g}" if text == audio else f"{text:g}, of the sound {audio:g}"
+        return f"{self.steps} of {self.solver}, shift {self.shift:g}, guidance {guidance}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSettings:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import MediaError
 from ..geometry import VideoSize
 from ..media.video_io import read_timed_frames
-from ..placement import MemoryEstimate
-from ..types import ClipPlan, SamplerSettings
+from ..running.plan import RunPlan
+from ..types import ClipPlan
+from ..video.take import file_digest
 from ..video.timeline import plan_clips
 from .crop import crop_boxes
 from .faces import Face, Faces
@@ -96,25 +96,13 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DubPlan:
+class DubPlan(RunPlan):
     """What a run will do, known before any weight is read."""
 
     work: Work
-    settings: SamplerSettings
-    take: Path
-    finished_clips: int
-    estimate: MemoryEstimate
 
     def __str__(self) -> str:
-        s = self.settings
-        done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
-        lines = [
-            str(self.work),
-            f"clips   {len(self.work.clips)}{done}",
-            f"steps   {s.steps} of {s.solver}, shift {s.shift:g}, guidance {s.guidance_scale:g}",
-            f"memory  {self.estimate}",
-        ]
-        return "\n".join(lines)
+        return "\n".join([str(self.work), *self.lines(len(self.work.clips))])
 
 
 def find_work(request: DubRequest, faces: Faces, region: Region, size: VideoSize, sound_seconds: float) -> Work:
@@ -235,14 +223,6 @@ def segment_range(work: Work, stretch: Stretch, clip: ClipPlan) -> tuple[int, in
         start = before[-1].stop if before else 0
     stop = min(stretch.stop, begin + clip.num_kept * stretch.draw_every)
     return start, begin, work.timeline.num_frames if clip is work.clips[-1] else stop
-
-
-def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _digest(numbers: object) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..geometry import VideoSize
-from ..types import CONTINUITIES, ClipSettings, SamplerSettings
+from ..request import ClipRequest
 
 LENGTHS = ("hold", "loop", "trim")
 
@@ -19,14 +18,12 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DubRequest:
-    """One job. None means: what the model ships with, or what the footage suggests."""
+class DubRequest(ClipRequest):
+    """One job. None means: what the model ships with, or what the footage suggests (a square of the model's area)."""
 
     video: Path                          # the footage
     audio: Path                          # the new sound, from the footage's first frame on
     output: Path
-    prompt: str = ""
-    negative_prompt: str | None = None   # None: the model's own
     mask: Path | None = None             # picture or video, white where the mouth is made anew; None: the lower face
     face_box: Box | Path | None = None   # shares of the picture's sides; a CSV file: one box a frame; None: found
     face: int | None = None              # which face is dubbed, counted from the left; None: the largest
@@ -36,21 +33,9 @@ class DubRequest:
     start: float = 0.0                   # seconds of the footage: nothing is changed before
     end: float | None = None             # and after; None: the footage's end
     draw_every: int | None = None        # the model draws every n-th frame; None: so that it draws 30 a second at most
-    size: VideoSize | None = None        # at which the face is drawn; None: a square of the model's area
-    max_area: int | None = None          # of that square, pixels
-    steps: int | None = None
-    shift: float | None = None
-    guidance_scale: float | None = None
-    audio_guidance_scale: float | None = None   # as in `SamplerSettings`, like the next two
-    sync_strength: float = 1.0
-    apg: bool = False
-    solver: str = "unipc"
-    seed: int = 0                        # clip r draws its noise from seed + r
-    continuity: str = "exact"
-    clip_frames: int = 80                # frames that are drawn in one clip, a multiple of 4
-    take: Path | None = None             # folder of finished clips; None: beside the output
 
     def __post_init__(self) -> None:
+        ClipRequest.__post_init__(self)   # a frozen class with slots has no super() of its own
         if not 0 < self.strength <= 1:
             raise ConfigError(f"strength must be above 0 and at most 1, got {self.strength:g}")
         if not -0.5 <= self.mask_padding <= 2:
@@ -63,29 +48,8 @@ class DubRequest:
             raise ConfigError(f"draw-every must be 1 or more, got {self.draw_every}")
         if self.face is not None and self.face < 1:
             raise ConfigError(f"faces are counted from 1, from left to right; got {self.face}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be 0 or more and below 2**63, got {self.seed}")
-        if self.continuity not in CONTINUITIES:
-            raise ConfigError(f"continuity must be one of {', '.join(CONTINUITIES)}; got {self.continuity!r}")
         if not isinstance(self.face_box, Path | None):
             check_box(self.face_box, "face box")
-        self.clip_settings()
-        self.sampler_settings(steps=1, shift=1.0, guidance_scale=1.0)
-
-    def clip_settings(self) -> ClipSettings:
-        return ClipSettings(frames=self.clip_frames)
-
-    def sampler_settings(self, *, steps: int, shift: float, guidance_scale: float) -> SamplerSettings:
-        """The sampler's settings, with the model's defaults where the request is silent."""
-        return SamplerSettings(
-            steps=steps if self.steps is None else self.steps,
-            shift=shift if self.shift is None else self.shift,
-            guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            audio_guidance_scale=self.audio_guidance_scale,
-            sync_strength=self.sync_strength,
-            apg=self.apg,
-            solver=self.solver,
-        )
 
 
 def check_box(box: Box, name: str) -> None:

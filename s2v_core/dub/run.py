@@ -18,12 +18,12 @@ from ..geometry import fit_size
 from ..media.audio_io import Sound, open_sound
 from ..media.video_io import read_timed_frames, require_writable
 from ..models.vae import decoder_receptive_field
-from ..pipeline import Progress, Silent, Told
-from ..video.take import Take
+from ..running.watch import Progress, Silent, Told
+from ..video.take import Take, file_digest
 from .faces import Faces, FoundFaces, GivenBoxes, MaskedFaces, read_boxes, read_mask
 from .filling import Lent, fill_with_dub, join_dub
 from .masks import LowerFace, Painted, Region
-from .plan import DubPlan, Untouched, file_digest, find_work
+from .plan import DubPlan, Untouched, find_work
 from .request import DubRequest
 
 SQUARE = 1 << 12      # pixels: a square so large that only the model's area limits it
@@ -90,14 +90,13 @@ class Dubber:
         size = request.size or fit_size(SQUARE, SQUARE, request.max_area or config.default_area)
         with open_sound(request.audio) as sound:
             work = find_work(request, *who_says_where(request, self.faces), size, float(sound.duration))
-            take = request.take or request.output.with_name(request.output.name + ".take")
             plan = DubPlan(
                 work=work,
                 settings=request.sampler_settings(
                     steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
                 ),
-                take=take,
-                finished_clips=Take.count_finished(take, work.made_from()),
+                take=request.take_folder,
+                finished_clips=Take.count_finished(request.take_folder, work.made_from()),
                 estimate=self.components.estimate(size, request.clip_settings()),
             )
             yield plan, sound

@@ -244,18 +244,19 @@ def _load(folder: Path, file: dict) -> Tensor:
 
 def _record(folder: Path, name: str) -> dict:
     path = folder / name
-    return {"name": name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"name": name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _is_sound(folder: Path, file: dict) -> bool:
     path = folder / file["name"]
     try:
-        return path.stat().st_size == file["bytes"] and _sha256(path) == file["sha256"]
+        return path.stat().st_size == file["bytes"] and file_digest(path) == file["sha256"]
     except OSError:
         return False
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

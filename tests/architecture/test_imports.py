@@ -31,16 +31,14 @@ DOORS: dict[str, set[str]] = {
         "parallel",
     },
     "cast": {"types", "request", "speakers", "conditioning", "media"},
-    "pipeline": {
-        "types", "request", "cast", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser",
-        "video", "media", "parallel", "components",
-    },
+    "running": {"types", "request", "cast", "placement", "conditioning", "video", "media", "components"},
+    "pipeline": {"types", "request", "models", "conditioning", "video", "media", "components", "running"},
     "training": {
         "types", "ops", "models", "parallel", "checkpoints", "conditioning", "sampling.sigmas", "placement", "media",
         "denoiser", "video.generate", "video.timeline",
     },
     "dub": {
-        "types", "options", "models.vae", "conditioning", "video", "media", "placement", "components", "pipeline",
+        "types", "request", "options", "models.vae", "conditioning", "video", "media", "components", "running",
     },
     "options": {"speakers"},
     "jobs": {"options", "request"},

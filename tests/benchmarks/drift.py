@@ -28,8 +28,8 @@ from s2v_core.conditioning.image import fit_picture
 from s2v_core.geometry import VideoSize
 from s2v_core.media.image_io import read_picture
 from s2v_core.media.video_io import read_frames, to_pictures
-from s2v_core.pipeline import JobPlan
 from s2v_core.request import Request
+from s2v_core.running.plan import JobPlan
 from s2v_core.types import COLOR_MATCHES
 from s2v_core.video.color import to_lab
 

@@ -25,8 +25,8 @@ from PIL import Image
 
 from s2v_core import WanS2VPipeline
 from s2v_core.geometry import VideoSize
-from s2v_core.pipeline import JobPlan
 from s2v_core.request import Request
+from s2v_core.running.plan import JobPlan
 
 CLIP_SECONDS = 5.0   # 80 frames at 16 a second
 

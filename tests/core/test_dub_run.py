@@ -22,7 +22,7 @@ from s2v_core.dub.timeline import make_timeline
 from s2v_core.errors import ConfigError, Interrupted, MediaError
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import probe_video, read_frames, read_timed_frames, write_segment
-from s2v_core.pipeline import Silent
+from s2v_core.running.watch import Silent
 from s2v_core.video import fill
 
 from .dub_footage import FACE, SIDE, noise_pictures, swell, talking_head, write_video, write_wav

@@ -177,7 +177,7 @@ def test_footage_is_drawn_and_followed(pipe, media, tmp_path, monkeypatch):
 
     body = np.stack([np.linspace(10, 50, 18), np.linspace(12, 60, 18)], axis=1)
     person = Skeleton(body=body, hands=(), face=None)
-    monkeypatch.setattr("s2v_core.pipeline.skeleton_finder", lambda: lambda picture: person)
+    monkeypatch.setattr("s2v_core.running.job.skeleton_finder", lambda: lambda picture: person)
     drawn = tmp_path / "drawn.mp4"
     write_segment(drawn, [draw_skeleton(person, 64, 64)] * 4, fps=16)
     footage = made(pipe, media, tmp_path, pose_footage=media / "pose.mp4")

@@ -1,0 +1,117 @@
+"""What a run will do, worked out before any weight is read: frames, clips, settings, and what they will take.
+
+Knows requests and the lengths of their media; no weights, no pixels and no samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..components import Components
+from ..conditioning.audio import num_video_frames
+from ..conditioning.driving import Driving, exact
+from ..conditioning.pose import PoseVideo
+from ..geometry import VideoSize
+from ..placement import MemoryEstimate
+from ..request import Request
+from ..types import ClipPlan, SamplerSettings
+from ..video.storyboard import PlacedScene, Scene, place_scenes, unseen
+from ..video.timeline import plan_clips
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPlan:
+    """What is known before of any run that makes clips."""
+
+    settings: SamplerSettings
+    take: Path
+    finished_clips: int
+    estimate: MemoryEstimate
+
+    def lines(self, num_clips: int) -> list[str]:
+        """As people read it."""
+        done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
+        return [f"clips   {num_clips}{done}", f"steps   {self.settings}", f"memory  {self.estimate}"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobPlan(RunPlan):
+    """What a run will do, known before any weight is read."""
+
+    size: VideoSize
+    num_frames: int          # that are made, at `fps`
+    fps: float
+    output_frames: int       # of the file, at `output_fps`: other than made where frames are interpolated
+    output_fps: float
+    clips: tuple[ClipPlan, ...]
+    scenes: tuple[PlacedScene, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def is_interpolated(self) -> bool:
+        return self.output_fps != self.fps
+
+    def __str__(self) -> str:
+        lines = [
+            f"video   {self.size}, {self.num_frames} frames at {self.fps:g} fps, {self.num_frames / self.fps:.2f} s",
+            *([f"file    {self.output_frames} frames at {self.output_fps:g} fps"] if self.is_interpolated else []),
+            *self.lines(len(self.clips)),
+            *(f"scene   {scene}" for scene in self.scenes),
+            *(f"note    {remark}" for remark in self.remarks),
+        ]
+        return "\n".join(lines)
+
+
+def plan_job(
+    request: Request,
+    components: Components,
+    size: VideoSize,
+    driving: Driving,
+    pose: PoseVideo | None,
+    scenes: Sequence[Scene],
+) -> JobPlan:
+    """The plan of opened media; what the scenes change of the clips, and what is finished, is not in it yet."""
+    config = components.config
+    whole = num_video_frames(driving.sound, request.fps)
+    num_frames = whole if request.num_frames is None else min(request.num_frames, whole)
+    clips = plan_clips(
+        num_frames, request.clip_settings(), seed=request.seed, start_from_image=request.start_from_image
+    )
+    placed = place_scenes(scenes, clips, request.fps)
+    return JobPlan(
+        size=size,
+        num_frames=num_frames,
+        fps=request.fps,
+        output_frames=_output_frames(request, num_frames, whole, driving),
+        output_fps=request.output_fps or request.fps,
+        clips=clips,
+        settings=request.sampler_settings(
+            steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
+        ),
+        take=request.take_folder,
+        finished_clips=0,
+        estimate=components.estimate(size, request.clip_settings()),
+        scenes=placed,
+        remarks=(*driving.remarks, *_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
+    )
+
+
+def _output_frames(request: Request, num_frames: int, whole: int, driving: Driving) -> int:
+    """Frames of the file: as many as cover the sound, or what is made of it."""
+    if request.output_fps is None:
+        return num_frames
+    seconds = driving.seconds if num_frames == whole else num_frames / exact(request.fps)
+    return max(1, math.ceil(seconds * exact(request.output_fps)))
+
+
+def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | None) -> tuple[str, ...]:
+    remarks = []
+    if request.num_frames is not None and request.num_frames > whole:
+        remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with it")
+    seconds = min(num_frames / request.fps, request.pose_end or math.inf)
+    if pose is not None and pose.duration < seconds:
+        remarks.append(f"the pose video lasts {pose.duration:.2f} s of {seconds:.2f} s: the rest moves freely")
+    return tuple(remarks)
