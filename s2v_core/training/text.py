@@ -133,7 +133,7 @@ def answers_loss(scores: list[Tensor], answers: Tensor) -> Tensor:
 
 @torch.no_grad()
 def judge(encoder: PromptEncoder, heads: nn.ModuleList, recipe: TextRecipe, *, num_prompts: int) -> dict[str, float]:
-    """Share of right answers to what held-out people's prompts say, by kind of question."""
+    """Share of right answers to what held-out people's prompts say, by kind of question; of people that are there."""
     rng = np.random.default_rng(recipe.seed + 1)
     prompts, answers = zip(
         *(random_prompt(rng, recipe.faces, held_out=True) for _ in range(num_prompts)), strict=True
@@ -142,7 +142,7 @@ def judge(encoder: PromptEncoder, heads: nn.ModuleList, recipe: TextRecipe, *, n
     right: dict[str, list[Tensor]] = {}
     for column, question in enumerate(QUESTIONS):
         wanted = torch.tensor(answers)[:, column]
-        said = wanted != UNSAID
+        said = (wanted != UNSAID) & ((wanted > 0) | (question in ("camera", "background")))
         right.setdefault(question.split()[0], []).append((given[said, column] == wanted[said]).float())
     return {kind: float(torch.cat(parts).mean()) for kind, parts in right.items()}
 
