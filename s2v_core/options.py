@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .geometry import VideoSize
-from .speakers import Speaker, parse_seconds, parse_speaker
+from .speakers import Speaker, parse_speaker
+from .times import parse_seconds
 
 AREAS = {"480p": 832 * 480, "720p": 1280 * 720}   # pixels of a video
 DTYPES = ("auto", "bf16", "fp16", "fp32")

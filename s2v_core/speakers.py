@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from .errors import ConfigError
+from .times import parse_seconds
 
 Box = tuple[float, float, float, float]
 
@@ -117,20 +118,6 @@ def parse_region(value: object) -> Box | Path:
     if isinstance(value, str) and len(numbers) == 0:
         return Path(value).expanduser()
     raise ConfigError(f"a region is LEFT:TOP:RIGHT:BOTTOM or a picture that is white where it is; got {value!r}")
-
-
-def parse_seconds(value: object) -> float:
-    """12.5, 1:02.5 and 1:02:03,5 (a comma as in subtitles) as seconds.
-
-    Raises: ConfigError.
-    """
-    text = str(value).strip().replace(",", ".")
-    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text) or isinstance(value, bool):
-        raise ConfigError(f"{value!r} is no time; write seconds (12.5) or minutes:seconds (1:02.5)")
-    seconds = 0.0
-    for part in text.split(":"):
-        seconds = 60 * seconds + float(part)
-    return seconds
 
 
 def check_speakers(speakers: Collection[Speaker], audio: Path | None, who_speaks: Path | None) -> None:

@@ -21,11 +21,11 @@ from pathlib import Path
 import yaml
 
 from ..errors import ConfigError
+from ..times import SUCH_AS, clock, parse_seconds
 from ..types import ClipPlan
 
 SETTINGS = ("seed", "guidance", "image")
 KEYS = ("at", "clip", "prompt", *SETTINGS)
-TIMES = "such as 0:12.5 (minutes:seconds)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +88,6 @@ class Script:
     prompt: str | None = None
     guidance_scale: float | None = None
     image: str | None = None
-
-
-def clock(seconds: float) -> str:
-    """0:05.00, 12:30.25, 2:03:20.00"""
-    minutes, hundredths = divmod(round(seconds * 100), 6000)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{minutes:02d}" if hours else f"{minutes}"
-    return f"{f'{hours}:' if hours else ''}{text}:{hundredths / 100:05.2f}"
 
 
 # ---- onto the clips --------------------------------------------------------------------------------------------------
@@ -198,7 +190,7 @@ def _line(line: str) -> Scene:
     if clip:
         values["clip"], line = int(clip[1]), line[clip.end() :]
     elif re.match(r"\d+:", head):
-        values["at"], line = _seconds(head), rest.strip()
+        values["at"], line = parse_seconds(head), rest.strip()
     settings = re.match(r"\[([^\]]*)\]", line)
     if settings:
         values |= _settings(settings[1])
@@ -217,19 +209,6 @@ def _settings(text: str) -> dict[str, object]:
             raise ConfigError(f"[{text}] must hold {', '.join(SETTINGS)}, each once and with a value: [seed 7]")
         found[name] = value.strip()
     return found
-
-
-def _seconds(value: object) -> float:
-    """12.5, or 0:12.5, or 1:02:03 as seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    text = str(value)
-    if not re.fullmatch(r"(\d+:){1,2}[0-5]?\d(\.\d*)?", text):
-        raise ConfigError(f"{text!r} is no time, {TIMES}")
-    seconds = 0.0
-    for part in text.split(":"):
-        seconds = 60 * seconds + float(part)
-    return seconds
 
 
 def _from_yaml(text: str, where: str) -> tuple[Scene, ...]:
@@ -254,7 +233,7 @@ def _scene(said: Mapping[str, object]) -> Scene:
     if strange:
         raise ConfigError(f"{strange[0]!r} is none of {', '.join(KEYS)}")
     return Scene(
-        at=None if said.get("at") is None else _seconds(said["at"]),
+        at=None if said.get("at") is None else parse_seconds(said["at"]),
         clip=_number(said, "clip", int),
         prompt=None if said.get("prompt") is None else " ".join(str(said["prompt"]).split()),
         seed=_number(said, "seed", int),
@@ -290,7 +269,7 @@ def _in_order(scenes: Sequence[Scene], where: str) -> tuple[Scene, ...]:
     for number, scene in enumerate(scenes[1:], start=2):
         if not scene.has_time:
             raise ConfigError(
-                f"scene {number}{where} ({scene}) has no time: begin it with one, {TIMES}, or with a clip, such as "
+                f"scene {number}{where} ({scene}) has no time: begin it with one, {SUCH_AS}, or with a clip, such as "
                 "clip 3; or leave times out everywhere"
             )
     for values in ([s.at or 0.0 for s in scenes if s.clip is None], [s.clip for s in scenes if s.clip is not None]):

@@ -106,7 +106,7 @@ def test_quiet_leaves_only_the_result(pipeline, capsys):
         ([*JOB, "--solver", "heun"], "solver must be one of unipc, dpm++, euler, few-step; got 'heun'"),
         ([*JOB, "--continuity", "none"], "continuity must be one of exact, carry; got 'none'"),
         ([*JOB, "--say", "hello"], "give either audio or words to say, not both"),
-        ([*JOB, "--audio-start", "soon"], "audio-start: 'soon' is no time; write seconds (12.5)"),
+        ([*JOB, "--audio-start", "soon"], "audio-start: 'soon' is no time, such as 0:12.5"),
         ([*JOB, "--audio-start", "3", "--audio-end", "2"], "end must come after its start, got 3 s to 2 s"),
         ([*JOB, "--audio-offset", "99999"], "offset must be within 10 seconds (10000 milliseconds), got 99999"),
         ([*JOB, "--loudness", "23"], "loudness must be above -70 LUFS and at most 0 (speech: -23), got 23"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s2v_core.errors import ConfigError
-from s2v_core.speakers import Speaker, Turn, parse_seconds, parse_speaker, read_turns
+from s2v_core.speakers import Speaker, Turn, parse_speaker, read_turns
 
 
 def test_a_speaker_is_written_in_one_line_or_as_a_mapping():
@@ -45,10 +45,6 @@ def test_files_start_at_the_folder_of_the_job():
 def test_what_is_wrong_with_a_speaker_is_said(value, message):
     with pytest.raises(ConfigError, match=message):
         parse_speaker(value)
-
-
-def test_times_are_seconds_or_clocks():
-    assert [parse_seconds(t) for t in ("12.5", "1:02.5", "1:02:03,5", 7)] == [12.5, 62.5, 3723.5, 7.0]
 
 
 TURNS = (Turn(start=0, end=4.5, speaker="anna"), Turn(start=4.5, end=9, speaker="ben"))
