@@ -18,7 +18,7 @@ from .components import Components
 from .conditioning.audio import SoundFeatures
 from .errors import ConfigError, OutputError
 from .geometry import VideoSize
-from .media.interpolate import write_interpolated
+from .media.interpolate import at_rate
 from .media.video_io import join_segments
 from .models.vae import decoder_receptive_field
 from .request import Request
@@ -222,20 +222,12 @@ class WanS2VPipeline:
         )
 
     def _join(self, take: Take, job: Job, output: Path) -> None:
-        plan, segments = job.plan, take.segments
-        smooth = take.folder / "interpolated.mp4"
-        try:
-            if plan.is_interpolated:
-                write_interpolated(
-                    segments, smooth, fps=plan.fps, to_fps=plan.output_fps, num_frames=plan.output_frames
-                )
-                segments = (smooth,)
+        plan = job.plan
+        with at_rate(take.segments, plan.fps, plan.output_fps, plan.output_frames, take.folder) as segments:
             join_segments(
                 segments, output, audio=job.cast.heard, fps=plan.output_fps, num_frames=plan.output_frames,
                 audio_start=job.driving.start, audio_seconds=job.driving.seconds,
             )  # fmt: skip
-        finally:
-            smooth.unlink(missing_ok=True)
 
 
 class PipelineResult:

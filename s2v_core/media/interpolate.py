@@ -37,14 +37,13 @@ def at_rate(
         return
     smooth = folder / "interpolated.mp4"
     try:
-        write_interpolated(segments, smooth, fps=fps, to_fps=to_fps, num_frames=num_frames)
+        _write_interpolated(segments, smooth, fps=fps, to_fps=to_fps, num_frames=num_frames)
         yield (smooth,)
     finally:
         smooth.unlink(missing_ok=True)
 
 
-def write_interpolated(segments: Sequence[Path], path: Path, *, fps: float, to_fps: float, num_frames: int) -> None:
-    """Segments of a video at `fps` as one segment at `to_fps`, with so many frames. Raises: OutputError."""
+def _write_interpolated(segments: Sequence[Path], path: Path, *, fps: float, to_fps: float, num_frames: int) -> None:
     log.info("interpolating from %g to %g frames per second", fps, to_fps)
     pictures = chain.from_iterable(read_frames(segment) for segment in segments)
     from_rate, to_rate = (Fraction(rate).limit_denominator(1001) for rate in (fps, to_fps))

@@ -19,7 +19,6 @@ from ..conditioning.driving import Driving, drive
 from ..conditioning.image import fit_picture
 from ..conditioning.pose import PoseVideo
 from ..conditioning.pose_footage import drawn_poses, skeleton_finder
-from ..errors import ConfigError
 from ..geometry import VideoSize, fit_size
 from ..media.audio_io import open_sound
 from ..media.image_io import read_picture
@@ -108,8 +107,6 @@ def _open_pose(request: Request, size: VideoSize) -> PoseVideo | None:
     if path is None:
         return None
     duration = probe_video(path).duration
-    if request.pose_skip >= duration:
-        raise ConfigError(f"{path} lasts {duration:.2f} s: leaving out {request.pose_skip:g} s leaves nothing of it")
     find = None if request.pose_footage is None else skeleton_finder()
 
     def read() -> Iterator[TimedFrame]:

@@ -111,7 +111,6 @@ def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | No
     remarks = []
     if request.num_frames is not None and request.num_frames > whole:
         remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with it")
-    seconds = min(num_frames / request.fps, request.pose_end or math.inf)
-    if pose is not None and pose.duration < seconds:
-        remarks.append(f"the pose video lasts {pose.duration:.2f} s of {seconds:.2f} s: the rest moves freely")
+    if pose is not None:
+        remarks += pose.ends_early(min(num_frames / request.fps, request.pose_end or math.inf))
     return tuple(remarks)
