@@ -51,9 +51,9 @@ def write_speech(text: str, voice: str, path: Path) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        program = shutil.which("espeak-ng")
+        program = espeak_program()
         if program is not None:
-            _by_program(program, text, voice, partial)
+            speak_by_program(program, text, voice, partial)
         else:
             _by_package(text, voice, partial)
         os.replace(partial, path)
@@ -64,8 +64,24 @@ def write_speech(text: str, voice: str, path: Path) -> None:
             partial.unlink()
 
 
-def _by_program(program: str, text: str, voice: str, path: Path) -> None:
-    words = [program, "-v", voice, "-b", "1", "-w", str(path), "--stdin"]
+def espeak_program() -> str | None:
+    """Path of espeak-ng, or None where it is not installed."""
+    return shutil.which("espeak-ng")
+
+
+def speak_by_program(
+    program: str, text: str, voice: str, path: Path, *, pitch: float | None = None, speed: float | None = None
+) -> None:
+    """The words as a mono 16-bit wav.
+
+    Args:
+        pitch: 0 to 99; None: the voice's own.
+        speed: words a minute; None: the voice's own.
+
+    Raises: ConfigError for an unknown voice, OutputError for a program that does not come to an end.
+    """
+    manner = [*([] if pitch is None else ["-p", f"{pitch:.0f}"]), *([] if speed is None else ["-s", f"{speed:.0f}"])]
+    words = [program, "-v", voice, *manner, "-b", "1", "-w", str(path), "--stdin"]
     try:
         done = subprocess.run(words, input=text.encode(), capture_output=True, timeout=TIME_LIMIT, check=False)
     except subprocess.TimeoutExpired as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -19,20 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import VAEConfig
 from ..errors import ConfigError
 from ..geometry import TEMPORAL_STRIDE
 from ..models.vae import WanVAE
+from .export import save_weights
 from .haar_start import begin_as_averages
 from .measure import correlation, mouth_opening
+from .recipes import recipe_parser, recipe_run
 from .synthetic import SyntheticClip
 from .whole_video import decode_latents, encode_frames
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,8 +265,7 @@ def latent_statistics(vae: WanVAE, *, side: int, num_clips: int) -> tuple[tuple[
 
 def save(vae: WanVAE, folder: Path) -> None:
     """`vae.safetensors` in bfloat16 and `vae.json`, its settings as `config.VAEConfig` names them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.bfloat16().contiguous() for k, v in vae.state_dict().items()}, folder / "vae.safetensors")
+    save_weights(folder / "vae.safetensors", {k: v.bfloat16().contiguous() for k, v in vae.state_dict().items()})
     (folder / "vae.json").write_text(json.dumps(asdict(vae.config), indent=2) + "\n", encoding="utf-8")
 
 
@@ -283,29 +280,12 @@ def _final_config(vae: WanVAE, recipe: AutoencoderRecipe, options: argparse.Name
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fit the small video autoencoder to drawn faces.")
-    parser.add_argument("--config", type=Path, required=True, help="YAML of an AutoencoderRecipe")
-    parser.add_argument("--out", type=Path, required=True, help="folder for vae.safetensors and vae.json")
-    parser.add_argument("--log", type=Path, help="file for one JSON line a report; default: beside the config")
-    parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    parser = recipe_parser("Fit the small video autoencoder to drawn faces.", "vae.safetensors and vae.json")
     parser.add_argument("--begin", type=Path, help="vae.safetensors of an earlier run, beside its vae.json")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after these, the learning rate fallen")
     parser.add_argument("--clips", type=int, default=10, help="held-out clips that the result is judged by")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = AutoencoderRecipe(**yaml.safe_load(options.config.read_text(encoding="utf-8")))
-    if options.steps:
-        recipe = replace(recipe, steps=options.steps)
-    path = options.log or options.config.with_suffix(".log.jsonl")
-    with path.open("w", encoding="utf-8") as file:
-
-        def tell(line: dict[str, object]) -> None:
-            text = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()})
-            log.info(text)
-            file.write(text + "\n")
-            file.flush()
-
-        tell({"recipe": asdict(recipe)})
+    with recipe_run(AutoencoderRecipe, options) as (recipe, tell):
         for report, vae in train(recipe, seconds=options.seconds, begin=options.begin):
             if report["step"] % 300 == 0:
                 report |= judge(vae, side=128, num_clips=2, num_frames=33)

@@ -6,28 +6,24 @@ reads the mel and loudness is thrown away, and the encoder is frozen from then o
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import FEATURE_RATE, SAMPLE_RATE, AudioEncoderConfig
 from ..errors import ConfigError
 from ..models.sound_encoder import SoundEncoder
+from .export import save_weights
+from .recipes import recipe_parser, recipe_run
 from .voices import speech_track, voices
-
-log = logging.getLogger(__name__)
 
 HOP = SAMPLE_RATE // FEATURE_RATE
 WINDOW = 400       # samples a hidden state hears before the transformer
@@ -220,33 +216,15 @@ def silence_distance(encoder: SoundEncoder) -> float:
 
 def save(encoder: SoundEncoder, folder: Path) -> None:
     """`audio_encoder.safetensors`, in bfloat16."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.bfloat16().contiguous() for k, v in encoder.state_dict().items()}
-    save_file(tensors, folder / "audio_encoder.safetensors")
+    save_weights(folder / "audio_encoder.safetensors", tensors)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fit the small sound encoder to hear spectra.")
-    parser.add_argument("--config", type=Path, required=True, help="YAML of a SoundRecipe")
-    parser.add_argument("--out", type=Path, required=True, help="folder for audio_encoder.safetensors and .json")
-    parser.add_argument("--log", type=Path, help="file for one JSON line a report; default: beside the config")
-    parser.add_argument("--steps", type=int, help="in place of the recipe's")
+    parser = recipe_parser("Fit the small sound encoder to hear spectra.", "audio_encoder.safetensors and .json")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after these, the learning rate fallen")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = SoundRecipe(**yaml.safe_load(options.config.read_text(encoding="utf-8")))
-    if options.steps:
-        recipe = replace(recipe, steps=options.steps)
-    path = options.log or options.config.with_suffix(".log.jsonl")
-    with path.open("w", encoding="utf-8") as file:
-
-        def tell(line: dict[str, object]) -> None:
-            text = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()})
-            log.info(text)
-            file.write(text + "\n")
-            file.flush()
-
-        tell({"recipe": asdict(recipe)})
+    with recipe_run(SoundRecipe, options) as (recipe, tell):
         for report, encoder, heads in train(recipe, seconds=options.seconds):   # noqa: B007 the last ones are kept
             tell(report)
         encoder.bfloat16().float()   # as it will be loaded

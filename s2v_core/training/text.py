@@ -6,29 +6,24 @@ background and the camera; what reads that is thrown away. The transformer's tra
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
 from ..checkpoints.official import read_model_config
 from ..errors import ConfigError
 from .export import rounded, save_weights
 from .faces import BACKGROUNDS, HAIR_COLORS, random_backdrop, random_look
+from .recipes import recipe_parser, recipe_run
 from .setup import build_prompts
 from .student import PromptEncoder
 from .synthetic import CAMERA_MOTIONS, HEAD_MOTIONS, describe
-
-log = logging.getLogger(__name__)
 
 UNSAID = -100      # what a prompt leaves open
 REPORT_EVERY = 50  # steps
@@ -148,23 +143,9 @@ def judge(encoder: PromptEncoder, heads: nn.ModuleList, recipe: TextRecipe, *, n
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fit the small text encoder to tell prompts apart.")
-    parser.add_argument("--config", type=Path, required=True, help="YAML of a TextRecipe")
-    parser.add_argument("--out", type=Path, required=True, help="folder for text_encoder.safetensors")
-    parser.add_argument("--log", type=Path, help="file for one JSON line a report; default: beside the config")
+    parser = recipe_parser("Fit the small text encoder to tell prompts apart.", "text_encoder.safetensors")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = TextRecipe(**yaml.safe_load(options.config.read_text(encoding="utf-8")))
-    path = options.log or options.config.with_suffix(".log.jsonl")
-    with path.open("w", encoding="utf-8") as file:
-
-        def tell(line: dict[str, object]) -> None:
-            text = json.dumps(line)
-            log.info(text)
-            file.write(text + "\n")
-            file.flush()
-
-        tell({"recipe": asdict(recipe)})
+    with recipe_run(TextRecipe, options) as (recipe, tell):
         for report, encoder, heads in train(recipe):   # noqa: B007 the last ones are kept
             tell(report)
         save_weights(options.out / "text_encoder.safetensors", rounded(encoder.encoder, torch.float32))

@@ -5,18 +5,18 @@ Knows no faces and no video; what a mouth looks like while speaking is decided f
 
 from __future__ import annotations
 
-import io
-import shutil
-import subprocess
+import tempfile
 import wave
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import soxr
 
 from ..config import SAMPLE_RATE
 from ..errors import MediaError
+from ..media.speech import espeak_program, speak_by_program
 
 FULL_SCALE = 0.7       # peak of a track
 LOUDNESS_WINDOW = 0.10   # seconds of sound that a frame's loudness is taken over, Hann weighted
@@ -89,12 +89,6 @@ HELD_OUT_SENTENCES = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def espeak_command() -> str | None:
-    """Path of espeak-ng, or None where it is not installed."""
-    return shutil.which("espeak-ng")
-
-
 def voices(*, held_out: bool, engine: str | None = None) -> tuple[Voice, ...]:
     """The voices there are on this machine; held-out ones are never trained on.
 
@@ -103,7 +97,7 @@ def voices(*, held_out: bool, engine: str | None = None) -> tuple[Voice, ...]:
     """
     espeak = HELD_OUT_ESPEAK_VOICES if held_out else ESPEAK_VOICES
     formant = HELD_OUT_FORMANT_VOICES if held_out else FORMANT_VOICES
-    if engine == "formant" or (engine is None and espeak_command() is None):
+    if engine == "formant" or (engine is None and espeak_program() is None):
         return formant
     return espeak if engine == "espeak" else espeak + formant
 
@@ -138,19 +132,16 @@ def say(voice: Voice, text: str, rng: np.random.Generator) -> np.ndarray:
 def espeak_speech(text: str, voice: Voice) -> np.ndarray:
     """[S] float32 at 16 kHz, spoken by espeak-ng; always the same for the same words.
 
-    Raises: MediaError where espeak-ng is missing or fails.
+    Raises: MediaError where espeak-ng is missing, ConfigError for a voice that it does not have.
     """
-    command = espeak_command()
-    if command is None:
+    program = espeak_program()
+    if program is None:
         raise MediaError("espeak-ng is not installed; install it, or take voices with engine='formant'")
-    arguments = [command, "-v", voice.variant, "-p", f"{voice.pitch:.0f}", "-s", f"{voice.speed:.0f}", "--stdout", text]
-    done = subprocess.run(arguments, capture_output=True, timeout=60, check=False)
-    if done.returncode or len(done.stdout) < 100:
-        raise MediaError(
-            f"espeak-ng could not say {text!r} as {voice.variant!r}: {done.stderr.decode(errors='replace')}"
-        )
-    with wave.open(io.BytesIO(done.stdout)) as file:   # its header has no true length, so all that follows is read
-        rate, samples = file.getframerate(), np.frombuffer(done.stdout[44:], "<i2")
+    with tempfile.TemporaryDirectory(prefix="speech-") as folder:
+        path = Path(folder) / "speech.wav"
+        speak_by_program(program, text, voice.variant, path, pitch=voice.pitch, speed=voice.speed)
+        with wave.open(str(path)) as file:
+            rate, samples = file.getframerate(), np.frombuffer(file.readframes(file.getnframes()), "<i2")
     sound = soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE)
     return sound / max(float(np.abs(sound).max()), 1e-3)
 

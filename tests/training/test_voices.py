@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from s2v_core.errors import MediaError
-from s2v_core.training.voices import Voice, espeak_command, espeak_speech, say, sound_shape, speech_track, voices
+from s2v_core.training.voices import Voice, espeak_program, espeak_speech, say, sound_shape, speech_track, voices
 
-ENGINES = ["formant"] + ["espeak"] * (espeak_command() is not None)
+ENGINES = ["formant"] + ["espeak"] * (espeak_program() is not None)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -52,7 +52,7 @@ def test_formant_vowels_have_their_formants():
 
 
 def test_a_voice_that_espeak_lacks_is_an_error_with_its_name(monkeypatch):
-    monkeypatch.setattr("s2v_core.training.voices.espeak_command", lambda: None)
+    monkeypatch.setattr("s2v_core.training.voices.espeak_program", lambda: None)
     with pytest.raises(MediaError, match="espeak-ng is not installed"):
         espeak_speech("hello", Voice(engine="espeak", variant="en-us+m1"))
     assert {voice.engine for voice in voices(held_out=False)} == {"formant"}
