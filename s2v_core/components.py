@@ -31,9 +31,10 @@ from .models.sound_encoder import SoundEncoder
 from .models.text_encoder import build_text_encoder
 from .models.vae import WanVAE
 from .ops.attention import AttentionFn, make_attention
+from .parallel.codec import CodecPart, SharedCodec
 from .parallel.layout import denoising_layout
 from .parallel.ranks import Ranks, joined, launched, make_ranks
-from .parallel.together import dismiss, follow, leading, share_denoising
+from .parallel.together import Lead, follow, share_denoising
 from .placement import (
     OFFLOADS,
     BlockStreamer,
@@ -45,7 +46,7 @@ from .placement import (
     free_memory,
     on_device,
 )
-from .types import ClipInputs, ClipSettings, Denoiser, SamplerSettings, StepCallback
+from .types import ClipInputs, ClipSettings, Denoiser, SamplerSettings, StepCallback, VideoCodec
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Components:
         self.resident_blocks = 0
         self.chunk_tokens: int | None = None
         self.ranks = Ranks()   # one process, unless it works `together` with others
+        self.lead: Lead | None = None   # of those, where this one leads
         self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
         self.dtype = self._choose_dtype(dtype)
         self.set_offload(offload)
@@ -128,8 +130,8 @@ class Components:
     def identity(self) -> dict[str, object]:
         """What tells these models and their arithmetic from others: a continued run must have the same."""
         return {
-            "files": {name: _fingerprint(path) for name, path in self._paths().items()},
-            "loras": [[_fingerprint(path), strength] for path, _, strength in self.loras],
+            "files": {name: _digest(path) for name, path in self._paths().items()},
+            "loras": [[_digest(path), strength] for path, _, strength in self.loras],
             "config": hashlib.sha256(repr(asdict(self.config)).encode()).hexdigest(),
             "device": self.device.type,
             "dtype": str(self.dtype),
@@ -153,15 +155,20 @@ class Components:
             return self._sound_encoder.hidden_states(waveform.to(self.device)).float().cpu()
 
     @cached_property
-    def codec(self) -> WanVAE:
-        """The autoencoder, on the device, in float32."""
+    def codec(self) -> VideoCodec:
+        """The autoencoder, on the device, in float32; of several processes each computes some rows of every picture."""
+        return self._vae if self.lead is None else SharedCodec(self._vae, self.lead)
+
+    @cached_property
+    def _vae(self) -> WanVAE:
         self._require_weights()
         vae = load_model(self.files.vae, "vae", lambda: WanVAE(self.config.vae), dtype=torch.float32)
         return vae.to(self.device)
 
     @contextmanager
     def together(self) -> Iterator[bool]:
-        """Connected with the other processes of a launch, which share the denoising; nothing happens for one alone.
+        """Connected with the other processes of a launch, which share the work of denoising, encoding and decoding;
+        nothing happens for one alone.
 
         Yields: whether this process leads. One that does not has followed until the leader had no more to do.
         """
@@ -174,20 +181,26 @@ class Components:
             self.ranks = make_ranks(layout, self.device)
             if self.ranks.is_main:
                 log.info("%d processes share the denoising: %s", num_processes, layout)
+                self.lead = Lead()
                 yield True
-                dismiss()
+                self.lead.dismiss()
             else:
-                follow(self._denoiser)
+                follow(self._denoiser, lambda: self._codec_part)
                 yield False
+
+    @cached_property
+    def _codec_part(self) -> CodecPart:
+        """What this process does of another's encoding and decoding."""
+        return CodecPart(self._vae)
 
     @contextmanager
     def denoising(self, settings: SamplerSettings) -> Iterator[Denoiser]:
         """A denoiser for one video; its transformer is in place while the context lasts."""
         with self._denoiser(settings) as denoiser:
-            if self.ranks.is_alone:
+            if self.lead is None:
                 yield denoiser
             else:
-                with leading(denoiser, settings) as led:
+                with self.lead.denoising(denoiser, settings) as led:
                     yield led
 
     @contextmanager
@@ -350,10 +363,5 @@ def _total_bytes(path: Path, component: str) -> int:
     return sum(stored.num_bytes for stored in read_component(path, component).values())
 
 
-def _fingerprint(path: Path) -> str:
-    """Names, shapes and first numbers of every tensor: hashing a whole 14B model would take minutes."""
-    digest = hashlib.sha256()
-    for name, stored in sorted(open_weights(path).tensors.items()):
-        digest.update(f"{name} {stored.shape} {stored.format}".encode())
-        digest.update(stored.read().flatten()[:256].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _digest(path: Path) -> str:
+    return hashlib.sha256(open_weights(path).summary()).hexdigest()

@@ -162,9 +162,9 @@ def _check_config(config: VAEConfig) -> None:
 class EncoderStream:
     """An encode in progress: hand it frames as they come, get latents as they are ready."""
 
-    def __init__(self, vae: WanVAE) -> None:
+    def __init__(self, vae: WanVAE, carry: Carry | None = None) -> None:
         self._vae = vae
-        self._carry = Carry()
+        self._carry = carry or Carry()
         self._held: Frames = []   # frames that fill no latent frame yet
         self._shape: tuple[int, ...] | None = None
 
@@ -206,9 +206,9 @@ class DecoderStream:
     before it, so a fresh stream that is handed those first goes on as the old one would have, bit for bit.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, carry: Carry | None = None) -> None:
         self._decoder = decoder
-        self._carry = Carry()
+        self._carry = carry or Carry()
         self._shape: tuple[int, ...] | None = None
 
     @torch.no_grad()

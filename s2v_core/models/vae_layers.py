@@ -22,7 +22,13 @@ EVERY = 1 << 30   # wanted: all there are
 
 
 class Carry:
-    """What a stream keeps from call to call: at most two frames a layer, and kernels brought into working form."""
+    """What a stream keeps from call to call: at most two frames a layer, and kernels brought into working form.
+
+    A picture may be shared out by rows to several who compute: then frames are an own run of rows, and a subclass
+    brings what layers need of the others'.
+    """
+
+    rows_around = 1   # rows of zeros that a 3x3 convolution puts above and below its frames
 
     def __init__(self) -> None:
         self.is_first = True   # now comes the stream's first frame, which no layer doubles or pairs in time
@@ -35,6 +41,14 @@ class Carry:
             kernel = make(layer.weight.float()).to(layer.weight.dtype)
             self.kernels[layer, form] = kernel.contiguous(memory_format=torch.channels_last)
         return self.kernels[layer, form]
+
+    def edged(self, frames: Frames, *, above: bool = True) -> Frames:
+        """Frames with the rows next to them that `rows_around` leaves out: one below, and one `above`."""
+        return frames
+
+    def all_cells(self, x: Tensor) -> Tensor:
+        """[B, 1, n, C] of own cells -> [B, 1, N, C] of the whole picture's."""
+        return x
 
 
 def mix(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,7 +67,7 @@ class CausalConv(nn.Conv3d):
         super().__init__(num_in, num_out, (3, side, side))
 
     def forward(self, frames: Frames, carry: Carry, wanted: int = EVERY) -> Frames:
-        seen = carry.past.get(self, []) + frames
+        seen = carry.past.get(self, []) + (frames if self.kernel_size[1] == 1 else carry.edged(frames))
         carry.past[self] = seen[-2:]
         first = len(seen) - len(newest(frames, wanted))
         if (len(seen) - first) % 2:
@@ -63,9 +77,9 @@ class CausalConv(nn.Conv3d):
     def single(self, taps: Frames, carry: Carry) -> Tensor:
         """The output at the last of one to three frames."""
         if len(taps) == 1:
-            return self._conv2d(taps[0], self.weight[:, :, 2], self.bias)
+            return self._conv2d(taps[0], self.weight[:, :, 2], carry, self.bias)
         kernel = carry.kernel(self, "single", lambda weight: weight.transpose(1, 2).flatten(1, 2))
-        return self._conv2d(torch.cat(taps, 1), kernel[:, -len(taps) * self.in_channels :], self.bias)
+        return self._conv2d(torch.cat(taps, 1), kernel[:, -len(taps) * self.in_channels :], carry, self.bias)
 
     def _pair(self, taps: Frames, carry: Carry) -> Frames:
         """The outputs at the last two of two to four frames, by four 2-D convolutions; one by one they take six.
@@ -75,16 +89,16 @@ class CausalConv(nn.Conv3d):
         a, b, c, d = [taps[0].new_zeros(())] * (4 - len(taps)) + taps
         outer, plus, minus, inner = carry.kernel(self, "pair", _pair_kernels).chunk(4)
         mixed = a - c
-        even = self._conv2d(mixed, outer)
-        odd = self._conv2d(torch.sub(b, d, out=mixed), inner)
-        plus = self._conv2d(torch.add(b, c, out=mixed), plus, self.bias)
-        minus = self._conv2d(torch.sub(c, b, out=mixed), minus)
+        even = self._conv2d(mixed, outer, carry)
+        odd = self._conv2d(torch.sub(b, d, out=mixed), inner, carry)
+        plus = self._conv2d(torch.add(b, c, out=mixed), plus, carry, self.bias)
+        minus = self._conv2d(torch.sub(c, b, out=mixed), minus, carry)
         return [even.add_(plus).add_(minus), torch.sub(plus, minus, out=minus).sub_(odd)]
 
-    def _conv2d(self, frame: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _conv2d(self, frame: Tensor, kernel: Tensor, carry: Carry, bias: Tensor | None = None) -> Tensor:
         if kernel.shape[2:] == (1, 1):
             return mix(frame, kernel, bias)
-        return F.conv2d(frame, kernel, bias, padding=1)
+        return F.conv2d(frame, kernel, bias, padding=(carry.rows_around, 1))
 
 
 def _pair_kernels(weight: Tensor) -> Tensor:
@@ -103,17 +117,18 @@ class PointConv(nn.Conv3d):
 
 
 class ChannelNorm(nn.Module):
-    """Every cell's channels scaled to unit mean square, then by `gamma`. The length is taken in float32."""
+    """Every cell's channels scaled to unit mean square, then by `gamma`; in float32, and rounded once."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        unit = math.sqrt(x.shape[1])
-        shortest = max(1e-12, unit / torch.finfo(x.dtype).max)   # the scale of a cell of zeros must be a number too
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=shortest)
-        return (x * length.reciprocal_().mul_(unit).to(x.dtype)).mul_(self.gamma.view(-1, 1, 1))
+        return self._scaled(x).to(x.dtype)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_(min=1e-12)
+        return (x * length.reciprocal_().mul_(math.sqrt(x.shape[1]))).mul_(self.gamma.float().view(-1, 1, 1))
 
 
 class NormSiLU(ChannelNorm):
@@ -123,7 +138,7 @@ class NormSiLU(ChannelNorm):
         super().__init__(dim, 1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(super().forward(x), inplace=True)
+        return F.silu(self._scaled(x), inplace=True).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -170,11 +185,12 @@ class Attention(nn.Module):
         return wanted
 
     def forward(self, frames: Frames, carry: Carry, wanted: int = EVERY) -> Frames:
-        return [self._attend(x) for x in newest(frames, wanted)]
+        return [self._attend(x, carry) for x in newest(frames, wanted)]
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, carry: Carry) -> Tensor:
         qkv = mix(self.norm(x), self.to_qkv.weight, self.to_qkv.bias).flatten(2).mT.unsqueeze(1)   # [B, 1, H*W, 3C]
-        out = F.scaled_dot_product_attention(*qkv.chunk(3, -1)).squeeze(1).mT                      # [B, C, H*W]
+        q, kv = qkv.split([x.shape[1], 2 * x.shape[1]], -1)
+        out = F.scaled_dot_product_attention(q, *carry.all_cells(kv).chunk(2, -1)).squeeze(1).mT   # [B, C, H*W]
         return mix(out.unflatten(2, x.shape[2:]), self.proj.weight, self.proj.bias).add_(x)
 
 
@@ -187,7 +203,8 @@ class Downsample(nn.Module):
         self.time_conv = CausalConv(dim, dim, 1) if in_time else None
 
     def forward(self, frames: Frames, carry: Carry) -> Frames:
-        frames = [self.resample["1"](F.pad(x, (0, 1, 0, 1))) for x in frames]
+        frames = carry.edged(frames, above=False)
+        frames = [self.resample["1"](F.pad(x, (0, 1, 0, carry.rows_around))) for x in frames]
         if self.time_conv is None:
             return frames
         seen = carry.past.get(self, []) + frames
@@ -221,14 +238,14 @@ class Upsample(nn.Module):
         if self.time_conv is not None and not carry.is_first:   # so the first frame is in no later one's past either
             doubled = self.time_conv(frames, carry, self._to_double(wanted))
             frames = [x for both in doubled for x in both.chunk(2, 1)]
-        return [self._double(x, carry) for x in newest(frames, wanted)]
+        return [self._double(x, carry) for x in carry.edged(newest(frames, wanted))]
 
     def _double(self, x: Tensor, carry: Carry) -> Tensor:
         """Nearest-neighbour doubling and the 3x3 convolution at once: a 2x2 kernel for each of a cell's children."""
         conv = self.resample["1"]
-        (B, _, H, W), C = x.shape, conv.out_channels
         kernel = carry.kernel(conv, "children", _child_kernels)
-        children = F.conv2d(x, kernel, conv.bias.repeat(4), padding=1)   # [B, 4C, H+1, W+1]
+        children = F.conv2d(x, kernel, conv.bias.repeat(4), padding=(carry.rows_around, 1))   # [B, 4C, H+1, W+1]
+        B, C, H, W = len(x), conv.out_channels, children.shape[2] - 1, children.shape[3] - 1
         out = x.new_empty(B, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
         for i, child in enumerate(children.chunk(4, 1)):
             row, column = divmod(i, 2)

@@ -1,21 +1,22 @@
-"""Several processes denoise together: guidance's branches by group, the sequence shared inside a group.
+"""Several processes make a video together: guidance's branches by group, the sequence shared inside a group.
 
-One process leads: it has the inputs and makes what becomes of the latents. The others follow: they are told the inputs
-and do their part of every step. Knows calls and their arguments; not what a clip is.
+One process leads: it has the inputs and makes what becomes of the results. The others follow: they are told what is
+asked of them and do their part of it. Knows calls and their arguments; not what a clip is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import S2VError
 from ..models.dit import ClipContext, TimeContext, WanS2VTransformer
 from .context import share_sequences
 from .ranks import Ranks
@@ -53,45 +54,78 @@ def _branches_by_group(
     return tuple(every[i % groups][i // groups] for i in range(len(clips)))
 
 
-@contextmanager
-def leading(denoise: Denoise, settings: object) -> Iterator[Denoise]:
-    """A video's denoising, in which the others are told to take part.
+class Lead:
+    """How the first process tells the others what all do now.
 
-    What is raised inside a step leaves the others in the middle of it: they are told nothing more.
+    What is raised inside of common work leaves the others in the middle of it: they are told nothing more.
     """
-    _tell(settings)
-    in_step = False
 
-    def led(inputs: Any, noise: Tensor, on_step: Callable[[int, int], None]) -> Tensor:
-        nonlocal in_step
-        in_step = True
-        _tell((_on_cpu(inputs), noise.cpu()))
-        latents = denoise(inputs, noise, on_step)
-        in_step = False
-        return latents
+    def __init__(self) -> None:
+        self.is_lost = False
 
-    try:
-        yield led
-    finally:
-        if not in_step:
-            _tell(None)
+    @contextmanager
+    def call(self, what: str, *arguments: object) -> Iterator[None]:
+        """Common work. Raises: S2VError after some that failed."""
+        self._require_all()
+        self.is_lost = True
+        _tell((what, *arguments))
+        yield
+        self.is_lost = False
+
+    @contextmanager
+    def denoising(self, denoise: Denoise, settings: object) -> Iterator[Denoise]:
+        """A video's denoising, in which the others take part."""
+        with self.call("video", settings):
+            pass
+
+        def led(inputs: Any, noise: Tensor, on_step: Callable[[int, int], None]) -> Tensor:
+            with self.call("clip", _on_cpu(inputs), noise.cpu()):
+                return denoise(inputs, noise, on_step)
+
+        try:
+            yield led
+        finally:
+            if not self.is_lost:
+                _tell(("end",))
+
+    def dismiss(self) -> None:
+        """There is no more to do. Raises: S2VError after common work that failed: nobody is left who listens."""
+        self._require_all()
+        _tell(None)
+
+    def _require_all(self) -> None:
+        if self.is_lost:
+            raise S2VError("the processes stopped in different places when this one failed: start all of them again")
 
 
-def follow(denoising: Callable[[Any], AbstractContextManager[Denoise]]) -> None:
-    """Take part in what is led, video by video, until there is no more.
+class Part(Protocol):
+    """What a process has of other common work; `parallel.codec.CodecPart`."""
+
+    def encode(self, shape: Sequence[int]) -> object: ...
+    def prime(self, number: int, latents: Tensor) -> None: ...
+    def decode(self, number: int, latents: Tensor) -> object: ...
+    def forget(self, numbers: Sequence[int]) -> None: ...
+
+
+def follow(denoising: Callable[[Any], AbstractContextManager[Denoise]], part: Callable[[], Part]) -> None:
+    """Take part in what is led, until there is no more.
 
     Args:
         denoising: a video's settings -> its denoiser, as the leader makes it.
+        part: of this process in other work, made when it is first needed.
     """
-    while (settings := _told()) is not None:
-        with denoising(settings) as denoise:
-            while (call := _told()) is not None:
-                denoise(*call, _nobody_watches)
-
-
-def dismiss() -> None:
-    """Tell those who follow that there is no more."""
-    _tell(None)
+    with ExitStack() as video:
+        denoise: Denoise | None = None
+        while (call := _told()) is not None:
+            what, *arguments = call
+            if what == "video":
+                denoise = video.enter_context(denoising(*arguments))
+            elif what == "clip":
+                denoise(*arguments, _nobody_watches)
+            elif what == "end":
+                video.close()
+            else:
+                getattr(part(), what)(*arguments)
 
 
 def _nobody_watches(step: int, steps: int) -> None:

@@ -20,13 +20,16 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import yaml
 
-from s2v_core.config import ModelConfig
+from s2v_core.cli import main as generate
+from s2v_core.config import ModelConfig, VAEConfig
 from s2v_core.denoiser import TransformerDenoiser
 from s2v_core.errors import OutputError
+from s2v_core.models.vae import WanVAE
+from s2v_core.parallel.codec import CodecPart, SharedCodec
 from s2v_core.parallel.context import SharedSequence, share_sequences
 from s2v_core.parallel.layout import Layout, denoising_layout
 from s2v_core.parallel.ranks import Ranks, make_ranks
-from s2v_core.parallel.together import dismiss, follow, leading, share_denoising
+from s2v_core.parallel.together import Lead, follow, share_denoising
 from s2v_core.parallel.weights import shard_layers, shard_rest, whole
 from s2v_core.train import main as train
 from s2v_core.training.checkpoint import load_newest, save_checkpoint
@@ -261,14 +264,95 @@ def denoised(ranks: Ranks) -> list[torch.Tensor]:
         yield TransformerDenoiser(model, settings)
 
     if not ranks.is_main:
-        follow(denoising)
+        follow(denoising, nothing_else)
         return []
-    found = []
+    found, lead = [], Lead()
     for settings in SETTINGS:
-        with leading(TransformerDenoiser(model, settings), settings) as led:
+        with lead.denoising(TransformerDenoiser(model, settings), settings) as led:
             found.append(led(*clip_inputs(), nobody_watches))
-    dismiss()
+    lead.dismiss()
     return found
+
+
+def nothing_else() -> CodecPart:
+    raise AssertionError("nothing else was asked for")
+
+
+HEIGHTS = (5, 8, 3)   # latent rows of pictures: shared out unevenly, evenly, and too few for four
+
+
+def tiny_vae() -> WanVAE:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return WanVAE(VAEConfig(dim=4)).requires_grad_(False)
+
+
+def pictures(height: int, num_frames: int = 9) -> torch.Tensor:
+    """Of so many latent rows and three columns."""
+    generator = torch.Generator().manual_seed(height)
+    return torch.randn(1, 3, num_frames, 8 * height, 24, generator=generator).mul(0.4).clamp(-1, 1)
+
+
+def some_latents(height: int) -> torch.Tensor:
+    return torch.randn(1, 16, 6, height, 3, generator=torch.Generator().manual_seed(height))
+
+
+def coded(codec: WanVAE | SharedCodec, height: int) -> dict[str, torch.Tensor]:
+    """Pictures encoded; latents decoded by two streams in turns, of which one is primed."""
+    latents, one, other = some_latents(height), codec.decoder(), codec.decoder()
+    one.prime(latents[:, :, :2])
+    parts = [*other.decode(-latents[:, :, :2]), *one.decode(latents[:, :, 2:4]), *other.decode(latents[:, :, 2:3])]
+    return {
+        "latents": codec.encode(pictures(height)),
+        "frames": torch.cat([*parts, *one.decode(latents[:, :, 4:])], 2),
+    }
+
+
+def shared_coding(ranks: Ranks) -> dict[object, object]:
+    """On the first rank what was coded, by latent rows of the picture; on the others what they still keep."""
+    part = CodecPart(tiny_vae())
+    if not ranks.is_main:
+        follow(nothing_else, lambda: part)
+        return {"streams left": len(part.streams)}
+    lead = Lead()
+    codec = SharedCodec(part.vae, lead)
+    found = {height: coded(codec, height) for height in HEIGHTS}
+    codec.decoder()   # lets the others' streams go
+    lead.dismiss()
+    return found
+
+
+def words(folder: Path, name: str) -> list[str]:
+    """The command of a video of two clips by the bundled model."""
+    samples = Path(__file__).parents[2] / "samples"
+    said = {"image": samples / "drawn.png", "audio": samples / "speech.wav", "size": "64x64", "steps": 1,
+            "frames": 84, "take": folder / f"{name}.take", "output": folder / f"{name}.mp4"}  # fmt: skip
+    return ["generate", "--quiet", *(str(word) for key, value in said.items() for word in (f"--{key}", value))]
+
+
+class Sent:
+    """Bytes that this rank sends in a `with`."""
+
+    def __enter__(self) -> Sent:
+        self.bytes = 0
+        self.originals = dist.all_to_all_single, dist.all_gather, dist.batch_isend_irecv
+        dist.all_to_all_single, dist.all_gather, dist.batch_isend_irecv = self.all_to_all, self.gather, self.passing
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        dist.all_to_all_single, dist.all_gather, dist.batch_isend_irecv = self.originals
+
+    def all_to_all(self, out: torch.Tensor, x: torch.Tensor, group: dist.ProcessGroup) -> object:
+        self.bytes += x.nbytes * (group.size() - 1) // group.size()
+        return self.originals[0](out, x, group=group)
+
+    def gather(self, parts: list[torch.Tensor], x: torch.Tensor, group: dist.ProcessGroup | None = None) -> object:
+        self.bytes += x.nbytes * (dist.get_world_size(group) - 1)
+        return self.originals[1](parts, x, group=group)
+
+    def passing(self, works: list[dist.P2POp]) -> object:
+        self.bytes += sum(work.tensor.nbytes for work in works if work.op is dist.isend)
+        return self.originals[2](works)
 
 
 def traffic(ranks: Ranks) -> int:
@@ -276,36 +360,27 @@ def traffic(ranks: Ranks) -> int:
     model = tiny_transformer()
     share_sequences(model, ranks)
     inputs, noise = clip_inputs()
-    sent = 0
-    originals = dist.all_to_all_single, dist.all_gather, dist.batch_isend_irecv
+    with torch.no_grad(), Sent() as sent:
+        clip = model.prepare_clip(
+            prompt=model.prepare_prompt(inputs.prompt_embeds), num_latents=3,
+            reference_latent=inputs.reference_latent, audio_features=inputs.audio_features,
+            motion_latents=inputs.motion_latents,
+        )  # fmt: skip
+        model(noise, torch.tensor([500.0]), clip)
+    return sent.bytes
 
-    def all_to_all(out: torch.Tensor, x: torch.Tensor, group: dist.ProcessGroup) -> object:
-        nonlocal sent
-        sent += x.nbytes * (group.size() - 1) // group.size()
-        return originals[0](out, x, group=group)
 
-    def all_gather(parts: list[torch.Tensor], x: torch.Tensor, group: dist.ProcessGroup) -> object:
-        nonlocal sent
-        sent += x.nbytes * (group.size() - 1)
-        return originals[1](parts, x, group=group)
-
-    def passing(works: list[dist.P2POp]) -> object:
-        nonlocal sent
-        sent += sum(work.tensor.nbytes for work in works if work.op is dist.isend)
-        return originals[2](works)
-
-    dist.all_to_all_single, dist.all_gather, dist.batch_isend_irecv = all_to_all, all_gather, passing
-    try:
-        with torch.no_grad():
-            clip = model.prepare_clip(
-                prompt=model.prepare_prompt(inputs.prompt_embeds), num_latents=3,
-                reference_latent=inputs.reference_latent, audio_features=inputs.audio_features,
-                motion_latents=inputs.motion_latents,
-            )  # fmt: skip
-            model(noise, torch.tensor([500.0]), clip)
-    finally:
-        dist.all_to_all_single, dist.all_gather, dist.batch_isend_irecv = originals
-    return sent
+def coding_traffic(height: int) -> list[dict[str, int]]:
+    """Bytes that every rank sends when the second to fourth latent frame are decoded, and when pictures are encoded."""
+    part, latents, frames = CodecPart(tiny_vae()), some_latents(height), pictures(height)
+    part.decode(0, latents[:, :, :1])
+    with Sent() as decoding:
+        part.decode(0, latents[:, :, 1:4])
+    with Sent() as encoding:
+        part.encode(frames.shape, frames if dist.get_rank() == 0 else None)
+    every: list[dict[str, int]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(every, {"decoding": decoding.bytes, "encoding": encoding.bytes})
+    return every
 
 
 def lora_file(ranks: Ranks, folder: Path) -> None:
@@ -319,6 +394,8 @@ def everything(rank: int, size: int, ports: list[int], folder: Path) -> None:
         for name in ("data", "ulysses"):
             os.environ["MASTER_PORT"] = str(ports.pop())
             assert train(["--config", str(folder / f"{name}.yaml"), "--device", "cpu", "--quiet"]) == 0
+        os.environ["MASTER_PORT"] = str(ports.pop())
+        assert generate(words(folder, "two")) == 0
     os.environ["MASTER_PORT"] = str(ports.pop())
     dist.init_process_group("gloo")
     found: dict[object, object] = {}
@@ -340,6 +417,11 @@ def everything(rank: int, size: int, ports: list[int], folder: Path) -> None:
     found["denoised"] = denoised(make_ranks(denoising_layout(size, 2), CPU))
     if size == 4:   # all of them on one sequence, both branches one after the other
         found["denoised by one group"] = denoised(make_ranks(Layout(ring=2, ulysses=2), CPU))
+    found["coded"] = shared_coding(groups)
+    found["coding traffic"] = coding_traffic(5)
+    every: list[object] = [None] * size
+    dist.all_gather_object(every, found["coded"].get("streams left"))
+    found["streams left"] = every[1:]
     if rank == 0:
         torch.save(found, folder / f"found-{size}.pt")
     dist.barrier()
@@ -359,7 +441,7 @@ def free_ports(num: int) -> list[int]:
 def main(folder: Path) -> None:
     write_settings(folder)
     for size in LAYOUTS:
-        multiprocessing.start_processes(everything, (size, free_ports(3), folder), nprocs=size, start_method="fork")
+        multiprocessing.start_processes(everything, (size, free_ports(4), folder), nprocs=size, start_method="fork")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""2 and 4 processes on the CPU against one: losses, gradients, attention, whole steps, checkpoints, exported files."""
+"""2 and 4 processes on the CPU against one: losses, gradients, attention, steps, checkpoints, exports, generating."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from s2v_core.cli import main as generate
 from s2v_core.denoiser import TransformerDenoiser
+from s2v_core.errors import OutputError, S2VError
+from s2v_core.parallel import together
 from s2v_core.parallel.layout import Layout, denoising_layout
 from s2v_core.train import main
 from s2v_core.training.checkpoint import checkpoints, load_checkpoint, load_newest
@@ -22,17 +25,21 @@ from s2v_core.training.lora import export_lora
 
 from ..training.tiny import CONFIG, tiny_transformer
 from .jobs import (
+    HEIGHTS,
     LAYOUTS,
     SETTINGS,
     STUDENTS,
     clip_inputs,
+    coded,
     loss_of,
     make_student,
     make_trainer,
     nobody_watches,
     qkv,
     steps,
+    tiny_vae,
     torch_sdpa,
+    words,
 )  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
@@ -222,3 +229,106 @@ def test_what_goes_over_the_wire_is_what_the_formula_says(found, size, layout):
     ring = 2 * own * (layout.ring - 1)                         # k and v, as often as there are others
     patches = -(-133 // size) * 64 * 4 * (size - 1)            # 2 x 2 cells of 16 channels, once
     assert found[size][str(layout), "traffic"] == CONFIG.num_layers * (heads + ring) + patches
+
+
+@pytest.mark.parametrize("height", HEIGHTS)
+@pytest.mark.parametrize("size", LAYOUTS)
+def test_pictures_and_latents_are_coded_by_rows_as_by_one_process(found, size, height):
+    """Shares that do not come out even, streams that take turns, and pictures of fewer latent rows than ranks."""
+    for name, expected in coded(tiny_vae(), height).items():
+        assert_same(found[size]["coded"][height][name], expected)
+
+
+@pytest.mark.parametrize("size", LAYOUTS)
+def test_nobody_keeps_a_stream_that_the_first_process_has_let_go(found, size):
+    assert found[size]["streams left"] == [0] * (size - 1)
+
+
+def shares(num_rows, size):
+    """Every rank's rows."""
+    edges = [num_rows * rank // size for rank in range(size + 1)]
+    return [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def halo(convolutions, width):
+    """Bytes of the rows that one neighbour is sent: (frames, cells' scale, channels) of what each convolution sees."""
+    return sum(frames * scale * width * channels * 4 for frames, scale, channels in convolutions)
+
+
+def decoder_convolutions(config):
+    """Of one latent frame that is not the stream's first: every 3x3 convolution, and those of the doublings."""
+    widths = [config.dim * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
+    seen, frames, scale = [(1, 1, config.latent_channels), *[(1, 1, widths[0])] * 4], 1, 1
+    for i, (num_in, num_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        channels = num_in // 2 if i else num_in
+        for _ in range(config.num_res_blocks + 1):
+            seen += [(frames, scale, channels), (frames, scale, num_out)]
+            channels = num_out
+        if i < len(config.temporal_downsample):
+            frames *= 2 if config.temporal_downsample[::-1][i] else 1
+            seen.append((frames, scale, num_out))
+            scale *= 2
+    return [*seen, (frames, scale, channels)]
+
+
+@pytest.mark.parametrize("size", LAYOUTS)
+def test_decoding_by_rows_sends_edges_keys_and_the_result_and_no_more(found, size):
+    """Three latent frames of 5 x 3 cells: two edges of every convolution's frames, one where the picture ends; keys
+    and values of the longest share to all others; own pixels to the first."""
+    config, width, rows = tiny_vae().config, 3, shares(5, size)
+    keys = max(rows) * width * 2 * config.dim * config.dim_mult[-1] * 4 * (size - 1)
+    for rank, traffic in enumerate(found[size]["coding traffic"]):
+        neighbours = (rank > 0) + (rank < size - 1)
+        pixels = 0 if rank == 0 else 3 * 4 * 8 * rows[rank] * 8 * width * 4
+        expected = 3 * (neighbours * halo(decoder_convolutions(config), width) + keys + pixels)
+        assert traffic["decoding"] == expected
+
+
+def encoder_convolutions(config, frames):
+    """What each 3x3 convolution sees of the stream's first frame (1), or of four: those of both edges, and those that
+    halve the picture, which need the row below alone."""
+    widths = [config.dim * factor for factor in (1, *config.dim_mult)]
+    scale = 2 ** len(config.temporal_downsample)
+    both, below, is_first = [(frames, scale, 3)], [], frames == 1
+    for i, (num_in, num_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for j in range(config.num_res_blocks):
+            both += [(frames, scale, num_out if j else num_in), (frames, scale, num_out)]
+        if i < len(config.temporal_downsample):
+            below.append((frames, scale, num_out))
+            frames = frames // 2 if config.temporal_downsample[i] and not is_first else frames
+            scale //= 2
+    return [*both, *[(frames, 1, widths[-1])] * 5], below
+
+
+@pytest.mark.parametrize("size", LAYOUTS)
+def test_encoding_by_rows_sends_edges_keys_the_pictures_and_the_result(found, size):
+    """9 frames of 40 x 24 pixels, 3 latent frames: the first, and two of four frames each."""
+    config, width, rows = tiny_vae().config, 3, shares(5, size)
+    keys = 3 * max(rows) * width * 2 * config.dim * config.dim_mult[-1] * 4 * (size - 1)
+    pieces = [encoder_convolutions(config, 1), *[encoder_convolutions(config, 4)] * 2]
+    both, below = (sum(halo(piece[side], width) for piece in pieces) for side in (0, 1))
+    for rank, traffic in enumerate(found[size]["coding traffic"]):
+        up, down = rank > 0, rank < size - 1
+        given = 3 * 9 * 8 * sum(rows[1:]) * 8 * width * 4 if rank == 0 else 0
+        result = 0 if rank == 0 else 3 * config.latent_channels * rows[rank] * width * 4
+        assert traffic["encoding"] == (up + down) * both + up * below + keys + given + result
+
+
+def test_the_command_generates_on_two_processes_as_on_one(folder):
+    """Two clips: latents of both, and the decoded frames that the second one is shown."""
+    assert generate(words(folder, "alone")) == 0
+    for name in ("latents/0000", "latents/0001", "motion/0000"):
+        mine, expected = (load_file(folder / f"{take}.take/{name}.safetensors")["tensor"] for take in ("two", "alone"))
+        assert_same(mine, expected)
+
+
+def test_after_common_work_that_failed_nobody_is_told_anything_more(monkeypatch):
+    told = []
+    monkeypatch.setattr(together, "_tell", told.append)
+    lead = together.Lead()
+    with pytest.raises(OutputError), lead.denoising(None, "settings"), lead.call("clip"):
+        raise OutputError("the device is out of memory")
+    for go_on in (lead.dismiss, lambda: lead.call("video", "settings").__enter__()):
+        with pytest.raises(S2VError, match="start all of them again"):
+            go_on()
+    assert told == [("video", "settings"), ("clip",)]
