@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from .errors import ConfigError, S2VError
-from .options import COMMAND, JOB, MODELS, OPTIONS, check_values
+from .options import COMMAND, JOB, MODELS, OPTIONS, check_values, request_fields
 from .request import Request
 
 
@@ -121,20 +121,9 @@ def make_job(values: Mapping[str, object], where: str = "") -> Job:
     has_voices = any(speaker.audio is not None for speaker in said.get("speaker", ()))
     has_sound = has_voices or "say" in said
     needed = ("image", "output") if has_sound else ("image", "audio", "output")
-    missing = [f"--{name}" for name in needed if name not in said]
-    if missing:
-        raise ConfigError(f"{' and '.join(missing)} must be given")
     read = [(name, said.get(name)) for name in READ]
     read += [("speaker's audio", speaker.audio) for speaker in said.get("speaker", ())]
-    for name, path in read:
-        if path is not None and path.resolve() == said["output"].resolve():
-            raise ConfigError(f"output {said['output']} would overwrite the {name} that it is made from")
-    if said["output"].suffix.lower() != ".mp4":
-        raise ConfigError(f"output must be named .mp4, got {said['output']}")
-    settings = {OPTIONS[name].target: value for name, value in said.items()}
-    if isinstance(settings.get("size"), int):   # given by name: the picture decides the shape
-        settings["max_area"] = settings.pop("size")
-    return Job(request=Request(**settings), where=where)
+    return Job(request=Request(**request_fields(said, OPTIONS, needed=needed, read=read)), where=where)
 
 
 def make_model_options(values: Mapping[str, object]) -> ModelOptions:

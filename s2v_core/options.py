@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -314,3 +314,33 @@ def _resolve(value: object, folder: Path) -> object:
     if isinstance(value, tuple):
         return tuple(item.under(folder) if isinstance(item, Speaker) else (folder / item[0], item[1]) for item in value)
     return value
+
+
+def request_fields(
+    said: Mapping[str, object],
+    options: Mapping[str, Option],
+    *,
+    needed: Sequence[str],
+    read: Sequence[tuple[str, object]],
+) -> dict[str, object]:
+    """Fields of a request, from checked values of a job's options.
+
+    Args:
+        needed: options that must be given.
+        read: what the job reads, with its names; what is a path must not be the output.
+
+    Raises: ConfigError when a needed one is missing, or the output is no .mp4 or one of the files that are read.
+    """
+    missing = [f"--{name}" for name in needed if name not in said]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} must be given")
+    output = said["output"]
+    for name, path in read:
+        if isinstance(path, Path) and path.resolve() == output.resolve():
+            raise ConfigError(f"output {output} would overwrite the {name} that it is made from")
+    if output.suffix.lower() != ".mp4":
+        raise ConfigError(f"output must be named .mp4, got {output}")
+    fields = {options[name].target: value for name, value in said.items()}
+    if isinstance(fields.get("size"), int):   # given by name: what is read decides the shape
+        fields["max_area"] = fields.pop("size")
+    return fields

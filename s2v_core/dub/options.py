@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
-from ..options import COMMAND, JOB, OPTIONS, PICTURE, WHAT, Option, file, number, size, text, whole
+from ..options import COMMAND, JOB, OPTIONS, PICTURE, WHAT, Option, file, number, request_fields, size, text, whole
 
 if TYPE_CHECKING:  # imports torch, which nobody who asks for --help should wait for
     from .request import DubRequest
@@ -84,20 +83,9 @@ def make_dub_request(values: Mapping[str, object]) -> DubRequest:
     """
     from .request import DubRequest
 
-    missing = [f"--{name}" for name in ("video", "audio", "output") if name not in values]
-    if missing:
-        raise ConfigError(f"{' and '.join(missing)} must be given")
-    output = values["output"]
-    for name in INPUTS:
-        given = values.get(name)
-        if isinstance(given, Path) and given.resolve() == output.resolve():
-            raise ConfigError(f"output {output} would overwrite the {name} that it is made from")
-    if output.suffix.lower() != ".mp4":
-        raise ConfigError(f"output must be named .mp4, got {output}")
-    settings = {DUB_OPTIONS[n].target: value for n, value in values.items() if DUB_OPTIONS[n].scope == JOB}
-    if isinstance(settings.get("size"), int):   # given by name
-        settings["max_area"] = settings.pop("size")
-    return DubRequest(**settings)
+    said = {name: value for name, value in values.items() if DUB_OPTIONS[name].scope == JOB}
+    read = [(name, said.get(name)) for name in INPUTS]
+    return DubRequest(**request_fields(said, DUB_OPTIONS, needed=("video", "audio", "output"), read=read))
 
 
 def shared_values(values: Mapping[str, object]) -> dict[str, object]:
