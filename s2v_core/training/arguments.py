@@ -15,7 +15,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         help="a further stage, which starts from the weights of the one before it; may be repeated",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say what each stage would cost, and stop")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="for --dry-run (default: 8)")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N",
+        help="for --dry-run: find a layout for so many (default: what the settings say, or one for 8)",
+    )  # fmt: skip
     parser.add_argument("--gpu-memory", type=float, default=80.0, metavar="GB", help="for --dry-run (default: 80)")
     parser.add_argument("--export", action="store_true", help="only write the newest checkpoint's weights")
 

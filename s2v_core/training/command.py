@@ -30,11 +30,13 @@ from .precompute import precompute as write_windows
 from .run import EXPORT, export, layout_of, make_trainer
 from .run import train as run_training
 from .setup import model_config
+from .trackers import check_trackers
 from .trainer import StepReport
 
 log = logging.getLogger(__name__)
 
 BAR_WIDTH = 20
+DRY_RUN_GPUS = 8
 REPORT_EVERY = 30.0   # seconds between lines where there is no terminal
 
 
@@ -51,10 +53,13 @@ def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) 
     if arguments.dry_run:
         for config in stages:
             say(f"{config.name}\n{dry_run(config, num_gpus=arguments.gpus, gpu_bytes=arguments.gpu_memory * GB)}")
+            if not config.data.windows:
+                say("videos are encoded on the way: the encoders lie on every GPU too, unless precompute is run before")
         return 0
     rank, local_rank, num_processes = launched()
     for config in stages:
         layout_of(config)
+        check_trackers(config.run.trackers)
     device = choose_device(arguments.device)
     if num_processes > 1:
         device = device_of_process(device, local_rank)
@@ -70,12 +75,10 @@ def _run_stage(config: TrainConfig, arguments: argparse.Namespace, device: torch
     """Run or export; returns what there is to tell."""
     ranks = make_ranks(layout_of(config), device)
     if arguments.export:
-        windows = config.data.windows or (config.precompute.windows,)   # a run's own are there since it ran
-        config = replace(config, data=replace(config.data, windows=windows))
         trainer = make_trainer(config, device=device, ranks=ranks)
         return f"step {trainer.step} exported: {', '.join(map(str, export(trainer, config)))}"
     progress = TrainProgress(sys.stderr, device=device, is_quiet=is_quiet)
-    config = _with_windows(config, device)
+    config = _with_validation(config, device)
     ranks.wait()   # until the others have written their shares
     result = run_training(config, device=device, progress=progress, ranks=ranks)
     return f"{result.steps} steps done; weights in {', '.join(map(str, result.exported))}"
@@ -103,26 +106,31 @@ def chained(stages: list[TrainConfig]) -> list[TrainConfig]:
     return joined
 
 
-def dry_run(config: TrainConfig, *, num_gpus: int, gpu_bytes: float) -> TrainingEstimate:
+def dry_run(config: TrainConfig, *, num_gpus: int | None, gpu_bytes: float) -> TrainingEstimate:
+    """With the settings' layout, or the best one for `num_gpus`.
+
+    Raises: ConfigError for fewer than one.
+    """
     model = model_config(config).transformer
+    if num_gpus is None:
+        num_gpus = DRY_RUN_GPUS
+    else:
+        config = replace(config, parallel=None)
     return estimate_training(config, model, sample_layout(config, model), num_gpus=num_gpus, gpu_bytes=gpu_bytes)
 
 
-def _with_windows(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """A run that names no windows makes its own first, those that it only measures too.
+def _with_validation(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """A run that has something to measure and names no windows of it writes them first.
 
-    Raises: ConfigError when both would go into one folder.
+    Raises: ConfigError when they would lie among those that it learns from.
     """
-    data, validation = config.data, config.precompute_validation
-    if not data.windows:
-        log.info("%s: %s", config.precompute.windows, _write(config.precompute, device))
-        data = replace(data, windows=(config.precompute.windows,))
-    if config.run.validate_every and validation.source and not data.validation:
-        if validation.windows in data.windows:
-            raise ConfigError(f"precompute_validation: windows needs a folder of its own, not {validation.windows}")
-        log.info("%s: %s", validation.windows, _write(validation, device))
-        data = replace(data, validation=(validation.windows,))
-    return replace(config, data=data)
+    settings = config.precompute_validation
+    if not (config.run.validate_every and settings.source) or config.data.validation:
+        return config
+    if settings.windows in (config.data.windows or (config.precompute.windows,)):
+        raise ConfigError(f"precompute_validation: windows needs a folder of its own, not {settings.windows}")
+    log.info("%s: %s", settings.windows, _write(settings, device))
+    return replace(config, data=replace(config.data, validation=(settings.windows,)))
 
 
 def _write(settings: PrecomputeConfig, device: torch.device) -> PrecomputeReport:

@@ -180,8 +180,8 @@ class DataConfig:
     """Which windows are learnt from, and in what company."""
 
     windows: tuple[Path, ...] = ()     # folders that `precompute` has written, one named twice counts twice;
-                                       # none: the run writes its own first
-    validation: tuple[Path, ...] = ()  # folders whose windows are only measured; none: as above, from
+                                       # none: the run encodes those of precompute as it needs them
+    validation: tuple[Path, ...] = ()  # folders whose windows are only measured; none: the run first writes those of
                                        # precompute_validation where that has a source
     batch_size: int = 1
     accumulate: int = 1                # batches to an optimiser step

@@ -9,8 +9,10 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +23,37 @@ from .windows import CONTINUING, FIRST, Window, WindowEntry, batch_windows, load
 
 log = logging.getLogger(__name__)
 
+AHEAD = 4   # batches that are made before they are asked for
+
+
+class Windows(Protocol):
+    """Windows that are known, and can be had one by one."""
+
+    entries: list[WindowEntry]
+    num_skipped: int   # that turned out to be unusable
+
+    def load(self, path: Path) -> Window:
+        """Raises: CheckpointError for a window that cannot be had."""
+        ...
+
+
+class KeptWindows:
+    """Windows on disk; files that cannot be read are logged and left out."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.entries = []
+        for path in paths:
+            try:
+                self.entries.append(read_entry(path))
+            except CheckpointError as error:
+                log.warning("left out: %s", error)
+        self.num_skipped = len(paths) - len(self.entries)
+        if self.num_skipped:
+            log.warning("%d of %d windows cannot be read and are left out", self.num_skipped, len(paths))
+
+    def load(self, path: Path) -> Window:
+        return load_window(path)
+
 
 class WindowBatches:
     """Batches of windows of one form, so of one token count. A `BatchSource`.
@@ -30,7 +63,6 @@ class WindowBatches:
     in a new order, then again in another.
 
     Args:
-        paths: of windows; files that cannot be read are logged and left out.
         first_clip: share of batches that are first clips; 0 or 1 leaves the others' windows unused.
         clip_latents: latent frames that are taken of a window: a first clip's first ones, of others any; 0: all.
 
@@ -38,16 +70,18 @@ class WindowBatches:
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, batch_size: int, first_clip: float, seed: int, clip_latents: int = 0
+        self, windows: Windows, *, batch_size: int, first_clip: float, seed: int, clip_latents: int = 0
     ) -> None:
         self.batch_size, self.first_clip, self.seed, self.clip_latents = batch_size, first_clip, seed, clip_latents
-        entries = self._entries = _readable(paths)
+        self._windows, entries = windows, windows.entries
         _check_one_model(entries)
-        self.num_skipped = len(paths) - len(entries)
+        self._left_out: set[Path] = set()   # since then
         self._forms: dict[str, dict[object, list[Path]]] = {FIRST: defaultdict(list), CONTINUING: defaultdict(list)}
         for entry in entries:
             self._forms[entry.kind][entry.form].append(entry.path)
-        for kind, share in ((FIRST, first_clip), (CONTINUING, 1 - first_clip)):
+        shares = {FIRST: first_clip, CONTINUING: 1 - first_clip}
+        self._wanted = {entry.path for entry in entries if shares[entry.kind] > 0}
+        for kind, share in shares.items():
             if share > 0 and not self._forms[kind]:
                 what = "first clips" if kind == FIRST else "clips with a past"
                 raise ConfigError(f"first_clip {first_clip:g} asks for {what}, and there are none among the windows")
@@ -55,22 +89,36 @@ class WindowBatches:
         self._order = lru_cache(maxsize=4)(self._shuffled)
 
     def batch(self, index: int) -> Batch:
-        """A window that can no longer be read is logged and counted; the batch's others stand in for it.
+        """A window that cannot be had is logged and counted once; the batch's others stand in for it.
 
-        Raises: CheckpointError when none of them can be read.
+        Where there are none, the next batch does: the same one in every run that misses the same windows.
+
+        Raises: CheckpointError when nothing can be had any more.
         """
-        windows, faults = [], []
-        for path in self.paths(index):
-            try:
-                windows.append(load_window(path))
-            except CheckpointError as error:
-                log.warning("left out: %s", error)
-                faults.append(error)
-        self.num_skipped += len(faults)
-        if not windows:
-            raise faults[0]
+        windows, number = self._loaded(self.paths(index)), index
+        while not windows:
+            if self._wanted <= self._left_out:
+                raise CheckpointError(f"not one of {len(self._wanted)} windows can be had; what is wrong is said above")
+            number += 1
+            windows = self._loaded(self.paths(number))
         rng = np.random.default_rng([self.seed, index])
         return batch_windows([self._stretch(windows[i % len(windows)], rng) for i in range(self.batch_size)])
+
+    def _loaded(self, paths: Sequence[Path]) -> list[Window]:
+        windows = []
+        for path in paths:
+            try:
+                windows.append(self._windows.load(path))
+            except CheckpointError as error:
+                if path not in self._left_out:
+                    self._left_out.add(path)
+                    log.warning("left out: %s (%d so far)", error, self.num_skipped)
+        return windows
+
+    @property
+    def num_skipped(self) -> int:
+        """Windows that could not be had so far."""
+        return self._windows.num_skipped + len(self._left_out)
 
     def _stretch(self, window: Window, rng: np.random.Generator) -> Window:
         spare = window.latents.shape[1] - self.clip_latents
@@ -90,7 +138,7 @@ class WindowBatches:
             "latents": (model.in_channels,),
             "audio_features": (model.num_audio_layers, model.audio_dim),
         }
-        for entry in self._entries:
+        for entry in self._windows.entries:
             for name, sizes in wanted.items():
                 given = entry.shapes[name][: len(sizes)]
                 if given != sizes:
@@ -132,20 +180,36 @@ def _by(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _readable(paths: Sequence[Path]) -> list[WindowEntry]:
-    entries = []
-    for path in paths:
-        try:
-            entries.append(read_entry(path))
-        except CheckpointError as error:
-            log.warning("left out: %s", error)
-    if len(entries) < len(paths):
-        log.warning("%d of %d windows cannot be read and are left out", len(paths) - len(entries), len(paths))
-    return entries
-
-
 def _check_one_model(entries: Sequence[WindowEntry]) -> None:
     first = {entry.model: entry.path for entry in reversed(entries)}
     if len(first) > 1:
         a, b = list(first.values())[:2]
         raise ConfigError(f"{a} and {b} were made by different encoders: precompute one of them again")
+
+
+class Ahead:
+    """A source whose next batches are made in the background while one is learnt from. A `BatchSource`.
+
+    What is in them is the source's business: they are the same with and without it.
+
+    Args:
+        stride: from a batch that this process learns from to the next one that it does.
+        stop: the number of the batch after the run's last.
+    """
+
+    def __init__(self, source: WindowBatches, *, stride: int, stop: int) -> None:
+        self._source, self._stride, self._stop = source, stride, stop
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._coming: dict[int, Future[Batch]] = {}
+
+    def batch(self, index: int) -> Batch:
+        """Raises: what the source raises for this batch."""
+        end = max(index + 1, min(self._stop, index + (AHEAD + 1) * self._stride))
+        for number in range(index, end, self._stride):
+            if number not in self._coming:
+                self._coming[number] = self._worker.submit(self._source.batch, number)
+        return self._coming.pop(index).result()
+
+    def close(self) -> None:
+        """Stop after the batch at work."""
+        self._worker.shutdown(cancel_futures=True)

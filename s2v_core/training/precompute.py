@@ -6,10 +6,9 @@ Knows the order of the work; models do it (`Encoders`), and a video that cannot 
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..conditioning.audio import SilentFeatures, SoundFeatures, SoundSource
 from ..errors import ConfigError, MediaError, OutputError, S2VError
+from ..parallel.ranks import launched
 from ..types import AudioFeatures
 from .config import PrecomputeConfig
 from .footage import Boxes, Footage, FootageItem, held_boxes, held_frames
@@ -65,6 +65,7 @@ class Cut:
 
     start: int
     kind: str
+    picture: int = 0   # the frame that is the reference where the footage has none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,24 +108,21 @@ def precompute(items: list[FootageItem], encoders: Encoders, config: PrecomputeC
     Raises: OutputError when a window cannot be written; a video's own faults are logged and counted.
     """
     identity = encoders.identity()
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, _, ranks = launched()
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     waiting: dict[tuple[object, ...], list[_Pending]] = {}
     for index in range(rank, len(items), ranks):
         try:
-            for pending in _cut_item(index, items[index], encoders, identity, config, counts):
+            for pending in _missing(index, items[index], encoders, identity, config, counts):
                 group = waiting.setdefault(pending.form, [])
                 group.append(pending)
                 if len(group) == config.encode_batch:
                     counts["written"] += _write(waiting.pop(pending.form), encoders, identity, config)
         except OutputError:
             raise
-        except S2VError as error:
-            log.warning("skipped: %s", error)
-            skipped[type(error).__name__] += 1
         except Exception as error:   # one broken video must not end a night's work, whatever its decoder raises
-            log.warning("skipped %s: %s: %s", items[index].name, type(error).__name__, error)
+            log.warning("skipped: %s", fault_of(items[index].name, error))
             skipped[type(error).__name__] += 1
         if (index // ranks + 1) % 50 == 0:
             log.info("%d of %d videos", index + 1, len(items))
@@ -136,6 +134,31 @@ def precompute(items: list[FootageItem], encoders: Encoders, config: PrecomputeC
     if not report.written and not report.kept and rank < len(items):
         raise ConfigError(f"not one of {len(items)} videos could be used: {report}")
     return report
+
+
+def fault_of(name: str, error: Exception) -> str:
+    """What is wrong with a video; our own errors say it, others have to be put beside its name."""
+    return str(error) if isinstance(error, S2VError) else f"{name}: {type(error).__name__}: {error}"
+
+
+def encode_video(index: int, item: FootageItem, encoders: Encoders, identity: str, config: PrecomputeConfig) -> None:
+    """Write those windows of one video that are not there yet, each encoded by itself."""
+    for pending in _missing(index, item, encoders, identity, config, Counter()):
+        _write([pending], encoders, identity, config)
+
+
+def video_cuts(index: int, name: str, num_frames: int, config: PrecomputeConfig) -> list[Cut]:
+    """The windows of the video `index` of a set, the same ones whoever asks."""
+    rng = np.random.default_rng([config.seed, index])
+    try:
+        cuts = choose_cuts(num_frames, config, rng)
+    except MediaError as error:
+        raise MediaError(f"{name}: {error}") from None
+    return [replace(cut, picture=int(rng.integers(num_frames))) for cut in cuts]
+
+
+def window_path(index: int, number: int, config: PrecomputeConfig) -> Path:
+    return config.windows / f"{index:07d}-{number}.safetensors"
 
 
 def choose_cuts(num_frames: int, config: PrecomputeConfig, rng: np.random.Generator) -> list[Cut]:
@@ -160,32 +183,26 @@ def choose_cuts(num_frames: int, config: PrecomputeConfig, rng: np.random.Genera
     return cuts
 
 
-def _cut_item(
+def _missing(
     index: int, item: FootageItem, encoders: Encoders, identity: str, config: PrecomputeConfig, counts: Counter[str]
 ) -> Iterator[_Pending]:
     """The windows of a video that are not there yet."""
     cutting = {name: value for name, value in asdict(config).items() if name in _CUT_SETTINGS}
     fingerprint = fingerprint_of({"item": item.fingerprint(), "model": identity, "seed": config.seed, **cutting})
-    paths = [config.windows / f"{index:07d}-{k}.safetensors" for k in range(config.windows_per_video)]
+    paths = [window_path(index, k, config) for k in range(config.windows_per_video)]
     missing = [k for k, path in enumerate(paths) if not _is_right(path, fingerprint)]
     counts["kept"] += len(paths) - len(missing)
     if not missing:
         return
     footage = item.open()
-    rng = np.random.default_rng([config.seed, index])
+    cuts = video_cuts(index, item.name, footage.num_frames, config)
     sounds = [_features(sound, encoders, config) for sound in (footage.sound, *(s.sound for s in footage.speakers))]
-    try:
-        cuts = choose_cuts(footage.num_frames, config, rng)
-    except MediaError as error:
-        raise MediaError(f"{item.name}: {error}") from None
-    for k, cut in enumerate(cuts):
+    for k in missing:
+        cut = cuts[k]
         stop = cut.start + config.clip_frames
         reference = footage.reference
-        at = int(rng.integers(footage.num_frames))   # drawn for every window, so that one missing changes no other
-        if k not in missing:
-            continue
         if reference is None:
-            reference = footage.frames(at, at + 1)
+            reference = footage.frames(cut.picture, cut.picture + 1)
         frames = _stream(footage, cut, stop, reference, config)
         features = torch.cat([sound.window(cut.start, stop) for sound in sounds])
         yield _Pending(

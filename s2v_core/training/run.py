@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,14 +25,18 @@ from ..parallel.ranks import Ranks, launched, make_ranks
 from ..placement import DTYPES, free_memory
 from .checkpoint import load_newest, save_checkpoint
 from .config import TrainConfig
-from .dataset import WindowBatches
+from .dataset import Ahead, KeptWindows, WindowBatches, Windows
+from .encoders import ModelEncoders
 from .export import export_student
+from .footage import find_footage
+from .live import LiveWindows
 from .lora import export_lora
 from .precompute import find_windows
 from .setup import build_student, model_config
 from .trackers import Trackers
-from .trainer import StepReport, Trainer
+from .trainer import BatchSource, StepReport, Trainer
 from .validate import Validation
+from .windows import save_empty_prompt
 
 log = logging.getLogger(__name__)
 
@@ -68,23 +72,56 @@ def layout_of(config: TrainConfig) -> Layout:
     return layout
 
 
-def make_trainer(config: TrainConfig, *, device: torch.device, ranks: Ranks | None = None) -> Trainer:
-    """A trainer that stands where the run's newest checkpoint stands, or at its start.
-
-    Args:
-        ranks: that train together; None: as the settings share out those that were launched.
+def open_windows(config: TrainConfig, *, device: torch.device, ranks: Ranks) -> Windows:
+    """What a run learns from: the windows of its folders, or those that it encodes itself as it needs them.
 
     Raises: ConfigError, CheckpointError.
     """
-    ranks = ranks or make_ranks(layout_of(config), device)
+    if config.data.windows:
+        return KeptWindows(find_windows(config.data.windows))
+    settings = config.precompute
+    encoders = ModelEncoders(settings.model, device=device, with_text=settings.prompts == "encoded")
+    windows = LiveWindows(find_footage(settings), encoders, settings, reader=encoders.files.config.transformer)
+    if ranks.is_main and settings.prompts == "encoded":
+        save_empty_prompt(settings.windows, encoders.encode_prompt(""))
+    ranks.wait()   # the others read it
+    return windows
+
+
+@contextmanager
+def open_batches(config: TrainConfig, *, device: torch.device, ranks: Ranks) -> Iterator[Ahead]:
+    """This process's batches, made in the background for as long as they are wanted.
+
+    Raises: ConfigError when the windows are not for this model.
+    """
     source = WindowBatches(
-        find_windows(config.data.windows),
+        open_windows(config, device=device, ranks=ranks),
         batch_size=config.data.batch_size,
         first_clip=config.data.first_clip,
         seed=config.run.seed,
         clip_latents=config.data.clip_latents,
     )
     source.check_fit(model_config(config).transformer, with_embeds=config.model.text_encoder == "frozen")
+    num_groups = ranks.layout.data
+    batches = Ahead(source, stride=num_groups, stop=config.run.steps * config.data.accumulate * num_groups)
+    try:
+        yield batches
+    finally:
+        batches.close()
+
+
+def make_trainer(
+    config: TrainConfig, *, device: torch.device, ranks: Ranks | None = None, source: BatchSource | None = None
+) -> Trainer:
+    """A trainer that stands where the run's newest checkpoint stands, or at its start.
+
+    Args:
+        ranks: that train together; None: as the settings share out those that were launched.
+        source: of its batches; None: it will make no step, and is asked for its weights alone.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    ranks = ranks or make_ranks(layout_of(config), device)
     trainer = Trainer(
         build_student(config, device=device, ranks=ranks),
         source,
@@ -112,10 +149,13 @@ def train(
 
     Raises: Interrupted when it was asked to stop; OutputError for a loss that is no number, or a full disk.
     """
-    trainer = make_trainer(config, device=device, ranks=ranks)
-    run, ranks = config.run, trainer.ranks
-    report, validation = None, Validation(config, device=device)
-    with _RunLog(run.output, trainer.step, config, writes=ranks.is_main) as run_log, _asked_to_stop() as stop:
+    run, ranks = config.run, ranks or make_ranks(layout_of(config), device)
+    with ExitStack() as stack:
+        batches = stack.enter_context(open_batches(config, device=device, ranks=ranks))
+        trainer = make_trainer(config, device=device, ranks=ranks, source=batches)
+        report, validation = None, Validation(config, device=device)
+        run_log = stack.enter_context(_RunLog(run.output, trainer.step, config, writes=ranks.is_main))
+        stop = stack.enter_context(_asked_to_stop())
         progress.started(trainer.step, run.steps)
         try:
             while trainer.step < run.steps:

@@ -50,9 +50,8 @@ def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | N
         prompts = build_prompts(settings, source.text_weights, seed=config.run.seed)
         student = Student(transformer, negative="", prompts=prompts)
     else:
-        if not config.data.windows:
-            raise ConfigError("data: windows names no folder to learn from")
-        student = Student(transformer, negative=load_empty_prompt(config.data.windows[0]))
+        folder = (*config.data.windows, config.precompute.windows)[0]
+        student = Student(transformer, negative=load_empty_prompt(folder))
     if source.trained == "lora" and source.text_encoder == "trained":
         raise ConfigError("a LoRA is of the transformer: use text_encoder: frozen with it")
     if source.trained == "lora":

@@ -30,7 +30,7 @@ class Trackers:
         self._accelerator = None
         if not names:
             return
-        _check(names)
+        check_trackers(names)
         from accelerate import Accelerator
 
         self._accelerator = Accelerator(log_with=list(names), project_dir=folder, cpu=True)
@@ -54,7 +54,10 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     return {n: v for n, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool) and n != "step"}
 
 
-def _check(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises: ConfigError for a tracker that accelerate does not have, or whose package is not installed."""
+    if not names:
+        return
     try:
         from accelerate.tracking import get_available_trackers
         from accelerate.utils import LoggerType

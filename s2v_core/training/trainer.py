@@ -113,7 +113,7 @@ class Trainer:
     """A student with its optimiser.
 
     Args:
-        source: of the batches; `accumulate` of them, for each group of ranks, make a step.
+        source: of the batches; `accumulate` of them, for each group of ranks, make a step. None: no step is made.
         steps: of the whole run: the learning rate falls towards its end.
         ranks: that train together, each with its own trainer of a student that is shared out among them.
     """
@@ -121,7 +121,7 @@ class Trainer:
     def __init__(
         self,
         student: Student,
-        source: BatchSource,
+        source: BatchSource | None,
         *,
         objective: ObjectiveConfig,
         optimizer: OptimizerConfig,
@@ -193,6 +193,7 @@ class Trainer:
 
     def loss_of(self, index: int) -> tuple[Batch, Tensor]:
         """A batch and its loss, drawn from the seed and the batch's number."""
+        assert self.source is not None, "a trainer without batches makes no step"
         batch = self.source.batch(index)
         drawn = draw(batch, self.objective, np.random.default_rng([self.seed, index]))
         batch = batch.to(self.device)

@@ -13,7 +13,7 @@ import torch
 from ..errors import ConfigError
 from ..parallel.weights import gathered_rest
 from .config import ObjectiveConfig, TrainConfig
-from .dataset import WindowBatches
+from .dataset import KeptWindows, WindowBatches
 from .objective import draw, velocity_loss
 from .precompute import find_windows
 from .samples import Samples
@@ -42,7 +42,7 @@ class Validation:
             raise ConfigError("validate_every needs windows to measure (data: validation) or clips (validate_clips)")
         if config.data.validation:
             self._windows = WindowBatches(
-                find_windows(config.data.validation),
+                KeptWindows(find_windows(config.data.validation)),
                 batch_size=config.data.batch_size,
                 first_clip=config.data.first_clip,
                 seed=0,

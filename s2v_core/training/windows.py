@@ -23,6 +23,7 @@ from torch import Tensor
 from ..conditioning.speakers import box_cells
 from ..errors import CheckpointError, OutputError
 from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
+from ..parallel.ranks import launched
 from .objective import Batch
 
 FIRST, CONTINUING = "first", "continuing"
@@ -79,14 +80,22 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowEntry:
-    """A window on disk, known by its header."""
+    """A window on disk, known by its header; or one that is still to be made, known by its video."""
 
     path: Path
-    fingerprint: str             # of everything that it was made from
-    model: str                   # of the encoders that made it
-    kind: str
-    shapes: dict[str, tuple[int, ...]]   # of its tensors
-    form: tuple[object, ...]     # windows of equal form fit into one batch
+    fingerprint: str | None      # of everything that it was made from; None: it is not made yet
+    model: str                   # of the encoders that make it
+    shapes: dict[str, tuple[int, ...]]   # of its tensors, by their names in order
+
+    @property
+    def kind(self) -> str:
+        return CONTINUING if "motion_latents" in self.shapes else FIRST
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """Windows of equal form fit into one batch; their prompts may differ in length."""
+        form = tuple((name, shape) for name, shape in self.shapes.items() if name != "prompt_embeds")
+        return (*form, "prompt_embeds" in self.shapes)
 
 
 def save_window(path: Path, window: Window, *, fingerprint: str, model: str) -> None:
@@ -96,7 +105,7 @@ def save_window(path: Path, window: Window, *, fingerprint: str, model: str) -> 
     """
     tensors = {name: t.to(STORED).contiguous() for name, t in window.tensors().items()}
     metadata = {"prompt": window.prompt, "fingerprint": fingerprint, "model": model}
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{launched()[0]}.partial")   # several ranks may write one window at a time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata=metadata)
@@ -117,15 +126,7 @@ def read_entry(path: Path) -> WindowEntry:
         raise CheckpointError(f"{path} cannot be read as a window ({error}); delete it and precompute again") from error
     if not {"fingerprint", "model", "prompt"} <= metadata.keys():
         raise CheckpointError(f"{path} is no window of training data; name the folder that precompute has written")
-    form = tuple((name, shape) for name, shape in shapes.items() if name != "prompt_embeds")
-    return WindowEntry(
-        path=path,
-        fingerprint=metadata["fingerprint"],
-        model=metadata["model"],
-        kind=CONTINUING if "motion_latents" in shapes else FIRST,
-        shapes=shapes,
-        form=(*form, "prompt_embeds" in shapes),
-    )
+    return WindowEntry(path=path, fingerprint=metadata["fingerprint"], model=metadata["model"], shapes=shapes)
 
 
 def load_window(path: Path) -> Window:

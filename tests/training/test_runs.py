@@ -25,7 +25,7 @@ from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.models.text_encoder import build_text_encoder
 from s2v_core.train import main
 from s2v_core.training.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
-from s2v_core.training.command import TrainProgress
+from s2v_core.training.command import TrainProgress, dry_run
 from s2v_core.training.config import TrainConfig, from_settings, read_train_config
 from s2v_core.training.run import export, make_trainer, train
 from s2v_core.training.setup import build_prompts, build_transformer
@@ -416,3 +416,21 @@ def test_a_dry_run_says_what_every_shipped_stage_costs_and_needs_no_data(capsys,
     assert caplog.text.count(": fits") == 4 and caplog.text.count("44,544 a sample") >= 1
     assert main(["--config", first, "--dry-run", "--gpus", "1", "--gpu-memory", "24"]) == 0
     assert "does NOT fit" in caplog.text
+
+
+def test_the_layout_that_the_largest_stage_names_is_the_one_that_a_dry_run_finds():
+    config = read_train_config(ROOT / "configs/stage4-quality.yaml")
+    found, named = (dry_run(config, num_gpus=gpus, gpu_bytes=80e9) for gpus in (8, None))
+    assert found == named and found.layout == config.parallel and found.fits
+    assert found.num_trained == found.num_parameters and found.tokens_per_sample == 44_544
+    assert dry_run(config, num_gpus=16, gpu_bytes=80e9).layout.size == 16
+
+
+def test_every_shipped_stage_can_be_watched():
+    """Generated clips of videos that no stage learns from, and a tracker that comes with the package."""
+    stages = [read_train_config(path) for path in sorted((ROOT / "configs").glob("stage*.yaml"))]
+    learnt = {config.precompute.source for config in stages}
+    for config in stages:
+        run, held_out = config.run, config.precompute_validation
+        assert run.validate_every and run.validate_clips and run.trackers == ("tensorboard",)
+        assert held_out.source not in learnt and held_out.max_tokens == config.precompute.max_tokens

@@ -16,7 +16,7 @@ from s2v_core.conditioning.audio import SilentFeatures, SoundFeatures
 from s2v_core.errors import CheckpointError, ConfigError, MediaError, OutputError
 from s2v_core.media.video_io import write_segment
 from s2v_core.training.config import PrecomputeConfig
-from s2v_core.training.dataset import WindowBatches
+from s2v_core.training.dataset import KeptWindows, WindowBatches
 from s2v_core.training.encoders import ModelEncoders
 from s2v_core.training.footage import find_footage, fit_tokens
 from s2v_core.training.precompute import choose_cuts, find_windows, precompute
@@ -148,7 +148,7 @@ def test_windows_of_two_and_three_speakers_do_not_share_a_batch(tmp_path):
             speaker_masks=torch.rand(num, 2, 8, 8, generator=g),
         )  # fmt: skip
         save_window(tmp_path / f"{seed}.safetensors", window, fingerprint="f", model="m")
-    source = WindowBatches(find_windows([tmp_path]), batch_size=3, first_clip=0.0, seed=1)
+    source = batches_of(find_windows([tmp_path]), batch_size=3, first_clip=0.0, seed=1)
     shapes = {source.batch(i).speaker_features.shape for i in range(source.batches_per_epoch("continuing"))}
     assert shapes == {(3, 2, 3, 6, 8), (3, 3, 3, 6, 8)}
 
@@ -344,12 +344,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+def batches_of(paths, **options):
+    return WindowBatches(KeptWindows(paths), **options)
+
+
 def prompts(source, count):
     return [source.batch(index).prompts for index in range(count)]
 
 
 def test_batches_hold_windows_of_one_form_and_every_window_in_an_epoch(folder):
-    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.0, seed=1)
+    source = batches_of(find_windows([folder]), batch_size=2, first_clip=0.0, seed=1)
     num = source.batches_per_epoch("continuing")
     assert num == 4   # one of the long form, three of the other five
     epoch = prompts(source, num)
@@ -361,14 +365,14 @@ def test_batches_hold_windows_of_one_form_and_every_window_in_an_epoch(folder):
 
 def test_a_batch_is_decided_by_its_number_and_the_seed(folder):
     paths = find_windows([folder])
-    one, two, other = (WindowBatches(paths, batch_size=2, first_clip=0.4, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (batches_of(paths, batch_size=2, first_clip=0.4, seed=seed) for seed in (1, 1, 2))
     in_order = [one.paths(i) for i in range(30)]
     assert [two.paths(i) for i in reversed(range(30))] == in_order[::-1]
     assert [other.paths(i) for i in range(30)] != in_order
 
 
 def test_first_clips_come_in_their_share_and_evenly(folder):
-    source = WindowBatches(find_windows([folder]), batch_size=1, first_clip=0.3, seed=1)
+    source = batches_of(find_windows([folder]), batch_size=1, first_clip=0.3, seed=1)
     firsts = [source.batch(i).motion_latents is None for i in range(40)]
     assert sum(firsts) == 12 and all(sum(firsts[i : i + 10]) == 3 for i in range(0, 31))
 
@@ -388,7 +392,7 @@ def test_batches_of_stretches_are_alike_for_one_seed_and_begin_first_clips_at_th
         save_window(tmp_path / f"{seed}.safetensors", window, fingerprint="f", model="m")
     paths = find_windows([tmp_path])
     source, again = (
-        WindowBatches(paths, batch_size=3, first_clip=0.5, seed=1, clip_latents=2) for _ in range(2)
+        batches_of(paths, batch_size=3, first_clip=0.5, seed=1, clip_latents=2) for _ in range(2)
     )
     starts = set()
     for index in range(8):
@@ -419,26 +423,30 @@ def test_prompts_of_different_length_are_filled_up_with_zero_rows():
 
 def test_windows_that_cannot_be_read_are_left_out_and_counted(folder, caplog):
     (folder / "3.safetensors").write_bytes(b"nothing")
-    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
+    source = batches_of(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
     assert (source.num_windows, source.num_skipped) == (9, 1) and "3.safetensors" in caplog.text
     with pytest.raises(CheckpointError, match="delete it and precompute again"):
         read_entry(folder / "3.safetensors")
 
 
 def test_a_window_that_goes_while_it_is_learnt_from_is_stood_in_for_by_its_batch(folder, caplog):
-    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.0, seed=1)
+    source = batches_of(find_windows([folder]), batch_size=2, first_clip=0.0, seed=1)
     index = next(i for i in range(9) if not set(source.batch(i).prompts) & {"0", "1"})
     gone, left = source.paths(index)
     gone.unlink()
     assert source.batch(index).prompts == (left.stem, left.stem) and source.num_skipped == 1
-    assert gone.name in caplog.text
+    source.batch(index)
+    assert caplog.text.count("left out") == 1 and source.num_skipped == 1, "it is said and counted once"
     left.unlink()
-    with pytest.raises(CheckpointError, match="cannot be read as a window"):
+    assert source.batch(index).prompts == source.batch(index + 1).prompts and source.num_skipped == 2
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="not one of 7 windows can be had"):
         source.batch(index)
 
 
 def test_windows_of_another_model_are_named_with_what_this_one_reads(folder):
-    source = WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
+    source = batches_of(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
     source.check_fit(TINY, with_embeds=True)
     with pytest.raises(ConfigError, match="0.safetensors is for another model: its audio_features are of 3 x 6"):
         source.check_fit(replace(TINY, num_audio_layers=4), with_embeds=False)
@@ -446,20 +454,20 @@ def test_windows_of_another_model_are_named_with_what_this_one_reads(folder):
         source.check_fit(replace(TINY, text_dim=16), with_embeds=True)
     save_window(folder / "1.safetensors", replace(some_window(1), prompt_embeds=None), fingerprint="f", model="m")
     with pytest.raises(ConfigError, match="1.safetensors has no prompt embeds"):
-        WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1).check_fit(TINY, with_embeds=True)
+        batches_of(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1).check_fit(TINY, with_embeds=True)
 
 
 def test_windows_of_two_encoders_do_not_mix(folder):
     save_window(folder / "x.safetensors", some_window(1), fingerprint="f", model="another")
     with pytest.raises(ConfigError, match="different encoders"):
-        WindowBatches(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
+        batches_of(find_windows([folder]), batch_size=2, first_clip=0.3, seed=1)
 
 
 def test_a_share_of_clips_that_are_not_there_is_refused(folder):
     only_past = [path for path in find_windows([folder]) if path.stem < "7"]
     with pytest.raises(ConfigError, match="asks for first clips, and there are none"):
-        WindowBatches(only_past, batch_size=2, first_clip=0.3, seed=1)
-    WindowBatches(only_past, batch_size=2, first_clip=0.0, seed=1)
+        batches_of(only_past, batch_size=2, first_clip=0.3, seed=1)
+    batches_of(only_past, batch_size=2, first_clip=0.0, seed=1)
 
 
 def test_in_silent_clips_nothing_is_heard_but_a_hiss():
