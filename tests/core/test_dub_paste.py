@@ -144,6 +144,13 @@ def test_a_tint_that_runs_across_the_face_is_matched_at_the_seam():
     assert np.abs(error).max() < 3 and np.abs(error).mean() < 1 < np.abs(tint[alpha > 0]).mean()
 
 
+def test_what_is_pasted_has_lost_its_tint():
+    picture, rect = smooth_picture(), (20, 15, 110, 105)
+    drawn = picture[15:105, 20:110].astype(np.float32) + np.array([20, -15, 10], np.float32)
+    result = paste(picture, drawn, feathered(disc(), 90, 0.0), rect)
+    assert np.abs(result.astype(int) - picture).max() <= 2
+
+
 def test_what_the_mouth_does_is_not_taken_for_a_tint():
     own = np.full((90, 90, 3), 150, np.float32)
     drawn = own.copy()
