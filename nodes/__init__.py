@@ -5,18 +5,22 @@ Knows the nodes' names; what they do is in their files.
 
 from __future__ import annotations
 
-from . import audio, clip, dub, loaders, speaker, storyboard, video
+from . import audio, clip, dub, loaders, pose, say, speaker, storyboard, video
 from .host import ComfyExtension, io
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     loaders.LoadModel,
     loaders.LoadBundledModel,
+    say.Say,
     speaker.Speaker,
+    speaker.Person,
+    speaker.WhoSpeaks,
     audio.AudioEncode,
     clip.Conditioning,
     clip.SampleClip,
     clip.DecodeClip,
     storyboard.Storyboard,
+    pose.PoseFromFootage,
     video.LongVideo,
     dub.DubVideo,
 )

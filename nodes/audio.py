@@ -42,7 +42,8 @@ class AudioEncode(io.ComfyNode):
                                        "loudness. 0: off. What is heard stays as it is."),
                 SpeakersIO.Input("speakers", optional=True,
                                  tooltip="From the last S2V Speaker: each voice moves the mouth in its own region, in "
-                                         "place of audio, which is only heard. Trimmed and moved alike."),
+                                         "place of audio, which is only heard. Or from S2V Who Speaks: audio is shared "
+                                         "out. Trimmed and moved alike."),
             ],
             outputs=[
                 DrivingSoundIO.Output(display_name="s2v_audio", tooltip="For the S2V nodes."),
@@ -68,10 +69,10 @@ class AudioEncode(io.ComfyNode):
         speakers: tuple | None = None,
     ) -> io.NodeOutput:
         from .sound import DrivingSound, encode_with, trimmed
-        from .voices import check_alone
+        from .voices import check_driven
 
         if speakers:
-            check_alone(driving_audio)
+            check_driven(speakers, driving_audio)
         heard, driving = trimmed(audio, driving_audio, start=start, end=end, offset=offset)
         sound = DrivingSound(
             heard, driving, encode_with(audio_encoder),

@@ -5,7 +5,6 @@ Knows how the host holds each of them; the weights and what they compute are `s2
 
 from __future__ import annotations
 
-import wave
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ from ..s2v_core.models.sound_encoder import SoundEncoder
 from ..s2v_core.models.text_encoder import build_text_encoder
 from ..s2v_core.models.vae import WanVAE
 from . import host, model
+from .waveform import read_wav
 
 SAMPLES = BUNDLED.parents[1] / "samples"
 
@@ -59,10 +59,7 @@ def _sample_image() -> Tensor:
 
 
 def _sample_audio() -> dict[str, object]:
-    with wave.open(str(SAMPLES / "speech.wav")) as file:
-        rate, channels, content = file.getframerate(), file.getnchannels(), file.readframes(file.getnframes())
-    samples = torch.from_numpy(np.frombuffer(content, "<i2").astype(np.float32) / 2**15)
-    return {"waveform": samples.view(-1, channels).T[None].contiguous(), "sample_rate": rate}
+    return read_wav(SAMPLES / "speech.wav").as_audio()
 
 
 def _load_transformer(files: ModelFiles) -> host.ModelPatcher:

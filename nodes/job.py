@@ -20,6 +20,7 @@ from ..s2v_core.conditioning.pose import PoseVideo
 from ..s2v_core.errors import ConfigError, MediaError, ShapeError
 from ..s2v_core.geometry import VideoSize, fit_size
 from ..s2v_core.media.video_io import probe_video, read_timed_frames
+from ..s2v_core.request import with_first_window
 from ..s2v_core.types import ClipInputs, ClipPlan, ClipSettings, Conditioning, Direction, MotionMemory, PoseControl
 from ..s2v_core.video.color import ColourMatch, Grade
 from ..s2v_core.video.generate import clip_inputs, kept_frames, open_stream
@@ -106,19 +107,24 @@ class Job:
         pose_video: object | None,
         storyboard: Board | None = None,
         pose_control: PoseControl | None = None,
+        pose_skip: float = 0.0,
         match_colour: str = "off",
+        first_window: str = "grey",
     ) -> Job:
         """Open, fit and encode what the inputs hold.
 
         Args:
             model_area: pixels of a video whose width and height are both 0.
             image: the host's [B, H, W, 3] in 0..1; the first picture is the reference.
+            pose_skip: seconds of the pose video's beginning that are left out.
 
         Raises: ConfigError, ShapeError, MediaError.
         """
         picture = picture_of(image)
         size = video_size(picture, width, height, model_area)
-        settings = ClipSettings(fps=fps)
+        settings = with_first_window(ClipSettings(fps=fps), first_window, start_from_image=start_from_image)
+        control = pose_control or PoseControl()
+        pose = None if pose_video is None else open_pose(pose_video, size, fps, pose_skip)
         codec = codec_of(vae)
         board = storyboard or Board()
         plans = plan_clips(sound.num_frames(fps), settings, seed=seed, start_from_image=start_from_image)
@@ -146,8 +152,8 @@ class Job:
             ),
             audio=features,
             speakers=speakers,
-            pose=None if pose_video is None else open_pose(pose_video, size, fps),
-            pose_control=pose_control or PoseControl(),
+            pose=pose,
+            pose_control=control,
         )
         return cls(
             conditioning=conditioning,
@@ -157,7 +163,10 @@ class Job:
             plans=plans,
             scripts=scripts,
             pictures=tuple(pictures[script.image] for script in scripts),
-            remarks=(*cast.remarks(), *(f"scene {scene}" for scene in scenes), *unseen(board.scenes, scenes)),
+            remarks=(
+                *cast.remarks(), *(f"scene {scene}" for scene in scenes), *unseen(board.scenes, scenes),
+                *_unposed(pose, control, sound.num_frames(fps), fps),
+            ),
             settings=settings,
             codec=codec,
             start_from_image=start_from_image,
@@ -248,10 +257,21 @@ def video_size(picture: Image.Image, width: int, height: int, area: int) -> Vide
     return VideoSize(width=width, height=height) if width else fit_size(*picture.size, area)
 
 
-def open_pose(video: object, size: VideoSize, fps: float) -> PoseVideo:
-    """A host VIDEO as pose frames by their time, whatever its frame rate; read from disk as it is needed."""
+def open_pose(video: object, size: VideoSize, fps: float, skip: float = 0.0) -> PoseVideo:
+    """A host VIDEO as pose frames by their time, whatever its frame rate; read from disk as it is needed.
+
+    Raises: MediaError; ConfigError where nothing is left behind its first `skip` seconds.
+    """
     path = video_path(video)
-    return PoseVideo(lambda: read_timed_frames(path), duration=probe_video(path).duration, size=size, fps=fps)
+    duration = probe_video(path).duration
+    return PoseVideo(lambda: read_timed_frames(path), duration=duration, size=size, fps=fps, start=skip)
+
+
+def _unposed(pose: PoseVideo | None, control: PoseControl, num_frames: int, fps: float) -> tuple[str, ...]:
+    """A remark where the pose video ends before it is to be followed no longer."""
+    if pose is None:
+        return ()
+    return pose.ends_early(min(num_frames, control.stop_frame or num_frames) / fps)
 
 
 def video_path(video: object) -> Path:

@@ -18,6 +18,7 @@ from . import host
 from .transformer import HostTransformer
 
 SPEAKERS = ("speaker_features", "speaker_masks")   # in conditioning: what somebody says, and where
+POSE_UNTIL = "pose_until"   # in conditioning: the timestep below which the pose is left out
 SHIFT = 3.0   # what Wan-S2V ships with; the host's own default is 8
 
 
@@ -33,6 +34,8 @@ class S2VModel(host.HostS2VModel):
     def extra_conds(self, **kwargs: object) -> dict:
         out = super().extra_conds(**kwargs)
         out |= {name: host.tensor(kwargs[name]) for name in SPEAKERS if kwargs.get(name) is not None}
+        if kwargs.get(POSE_UNTIL) is not None:
+            out[POSE_UNTIL] = host.constant(kwargs[POSE_UNTIL])
         if kwargs.get("hooks") is not None:
             out["weights_change"] = host.constant(True)   # hooks patch weights while a run goes on
         return out
@@ -121,6 +124,15 @@ def check_speakers(model: host.ModelPatcher) -> None:
         raise ConfigError(
             "ComfyUI's own S2V model hears one sound for the whole picture: load the model with S2V Load Model, or "
             "disconnect the speakers input of S2V Audio Encode"
+        )
+
+
+def check_pose_steps(model: host.ModelPatcher) -> None:
+    """Whether the model can leave a pose out after some steps. Raises: ConfigError when it is the host's own."""
+    if not isinstance(model.model, S2VModel):
+        raise ConfigError(
+            "ComfyUI's own S2V model follows a pose in every step: load the model with S2V Load Model, or set "
+            "pose_steps to 0"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..s2v_core.media.interpolate import at_rate
 from ..s2v_core.media.video_io import join_segments, to_pictures
 from ..s2v_core.types import ClipPlan, DecodedClip
 from ..s2v_core.video.fill import fill_take, sound_digest
@@ -120,6 +121,7 @@ def long_video(
     sampling: Sampling,
     *,
     continuity: str,
+    output_fps: float,
     with_images: bool,
     node_id: str | None,
 ) -> tuple[Path, Tensor | None]:
@@ -129,9 +131,12 @@ def long_video(
     same inputs go on from there. The takes of the newest videos stay in the temporary folder: a longer video, or one
     whose storyboard changes towards its end, makes only the clips that are new. The same inputs a second time give
     the file that is there.
+
+    Args:
+        output_fps: of the file; above the job's, frames between its frames are interpolated.
     """
     shared, made_from = _fingerprint(job, model, sound, sampling, continuity), _made_from(job, sound)
-    output = host.temp_folder() / f"{FOLDER}_{_name(shared, made_from, sound.heard_digest())}.mp4"
+    output = host.temp_folder() / f"{FOLDER}_{_name(shared, made_from, sound.heard_digest(), output_fps)}.mp4"
     if output.is_file() and not with_images:
         return output, None
     for remark in job.remarks:
@@ -144,7 +149,7 @@ def long_video(
     with Take.open(folder, shared, made_from) as take:
         _fill(take, job, model, sampling, continuity, images, node_id)
         if not output.is_file():
-            _join(take, job, sound, output)
+            _join(take, job, sound, output_fps, output)
     _move(folder, finished)
     _forget_oldest(finished.parent)
     return output, None if images is None else images.tensor
@@ -177,12 +182,13 @@ def _fill(
     )  # fmt: skip
 
 
-def _join(take: Take, job: Job, sound: DrivingSound, output: Path) -> None:
+def _join(take: Take, job: Job, sound: DrivingSound, output_fps: float, output: Path) -> None:
     wav = output.with_suffix(".wav")
+    num_frames = sound.num_frames(output_fps)
     try:
         write_wav(wav, sound.heard)
-        num_frames = sum(plan.num_kept for plan in job.plans)
-        join_segments(take.segments, output, audio=wav, fps=job.settings.fps, num_frames=num_frames)
+        with at_rate(take.segments, job.settings.fps, output_fps, num_frames, take.folder) as segments:
+            join_segments(segments, output, audio=wav, fps=output_fps, num_frames=num_frames)
     finally:
         wav.unlink(missing_ok=True)
 
@@ -239,12 +245,18 @@ def _made_from(job: Job, sound: DrivingSound) -> list[dict[str, object]]:
             "positive": positives[id(positive)],
             "cfg": script.guidance_scale,
             "picture": pictures[id(picture)],
-            "sound": None if job.cast.people else sound_digest(sound.sound, plan, job.settings.fps),
+            "sound": sound_digest(sound.sound, plan, job.settings.fps) if _is_followed(job) else None,
             "speakers": job.cast.said_in(plan, job.settings.fps),
             "pose": None if job.conditioning.pose is None else digest(_pose_key(job, plan)),
         }
         for plan, positive, script, picture in zip(job.plans, job.positives, job.scripts, job.pictures, strict=True)
     ]
+
+
+def _is_followed(job: Job) -> bool:
+    """Whether the sound itself moves mouths; voices of their own do it in its place."""
+    people = job.cast.people
+    return not people or any(person.turns for person in people)
 
 
 def _name(*parts: object) -> str:

@@ -132,6 +132,8 @@ class HostDenoiser:
     def __call__(self, inputs: ClipInputs, noise: Tensor, on_step: StepCallback) -> Tensor:
         """[1, 16, T, h, w] noise -> normalised latents."""
         models.check_fit(self.model, inputs.audio_features, inputs.prompt_embeds)
+        if self._pose_limit(inputs):
+            models.check_pose_steps(self.model)
         if inputs.speaker_features is not None:
             models.check_speakers(self.model)
 
@@ -157,7 +159,8 @@ class HostDenoiser:
     def _guider(self, inputs: ClipInputs) -> object:
         """The host's own guidance wherever it does what is asked for: nodes of the host may change it."""
         guidance = self.sampling.guidance(inputs.guidance_scale)
-        positive, (heard, unheard) = self.positives[inputs.index], clip_keys(inputs)
+        positive, limit = self.positives[inputs.index], self._pose_limit(inputs)
+        heard, unheard = ({**keys, **limit} for keys in clip_keys(inputs))
         if guidance.branches == (FULL,) or (guidance.branches == (FULL, NEITHER) and not self.sampling.apg):
             cfg = self.sampling.cfg if inputs.guidance_scale is None else inputs.guidance_scale
             sides = host.with_values(positive, heard), host.with_values(self.negative, unheard)
@@ -168,6 +171,15 @@ class HostDenoiser:
         ]
         combine = ProjectedGuidance() if self.sampling.apg else guide
         return host.Guider(self.model, told, guided(guidance.scales, combine))
+
+    def _pose_limit(self, inputs: ClipInputs) -> dict[str, float]:
+        """What tells our transformer from which timestep on the pose is left out: nothing where it never is."""
+        if inputs.pose_latents is None or inputs.pose_steps is None:
+            return {}
+        steps, sigmas = inputs.pose_steps, self.levels.sigmas
+        if steps >= len(sigmas) - 1:
+            return {}
+        return {models.POSE_UNTIL: 500 * float(sigmas[steps - 1] + sigmas[steps])}   # halfway, whatever is rounded
 
     def _scaled(self, noise: Tensor) -> Tensor:
         """The host multiplies noise by the first sigma, which in our schedules is a hair below 1; Wan-S2V does not."""

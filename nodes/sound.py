@@ -6,6 +6,7 @@ Knows the host's AUDIO and AUDIO_ENCODER; not what a model does with the feature
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..s2v_core.cast import Cast
-from ..s2v_core.conditioning.audio import SoundFeatures, SoundSource, num_video_frames, read_normalised
+from ..s2v_core.conditioning.audio import SoundFeatures, SoundSource, read_normalised
 from ..s2v_core.conditioning.driving import exact
 from ..s2v_core.conditioning.sound_cleaning import clean
 from ..s2v_core.config import SAMPLE_RATE
@@ -103,8 +104,8 @@ class DrivingSound:
         return cast.features(self.features(fps), self._encode, fps)
 
     def num_frames(self, fps: float) -> int:
-        """Frames of a video that covers the sound."""
-        return num_video_frames(self.sound, fps)
+        """Frames of a video that covers what is heard; what drives may be a sample longer, at another rate."""
+        return max(1, math.ceil(self.heard.seconds * exact(fps)))
 
     def encoder_output(self) -> EncoderOutput:
         return EncoderOutput(self.sound, self._encode)

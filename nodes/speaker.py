@@ -1,4 +1,4 @@
-"""S2V Speaker: somebody in the picture, and the voice that moves this mouth and no other.
+"""S2V Speaker, S2V Person, S2V Who Speaks: people in the picture, and what moves one mouth and no other.
 
 Knows widgets; voices are `voices.py`'s business.
 """
@@ -8,6 +8,23 @@ from __future__ import annotations
 from . import host
 from .host import io
 from .sockets import CATEGORY, SpeakersIO
+
+EXAMPLE = "0,2.4,anna\n2.4,4.8,ben"
+
+
+def region() -> list[io.Input]:
+    return [
+        side("left", 0.0, "Where the speaker's region begins, as a fraction of the picture's width, 0 to 1."),
+        side("top", 0.0, "Where the region begins, as a fraction of the picture's height, 0 to 1."),
+        side("right", 1.0, "Where the region ends, as a fraction of the picture's width, 0 to 1."),
+        side("bottom", 1.0, "Where the region ends, as a fraction of the picture's height, 0 to 1."),
+    ]
+
+
+def drawn_region() -> io.Input:
+    return io.Mask.Input("mask", optional=True,
+                         tooltip="White where the speaker is, drawn on the picture; in place of the four "
+                                 "sides.")  # fmt: skip
 
 
 def side(name: str, default: float, tooltip: str) -> io.Input:
@@ -26,16 +43,12 @@ class Speaker(io.ComfyNode):
             search_aliases=["multi person", "two people", "dialogue", "conversation", "multitalk"],
             inputs=[
                 io.Audio.Input("audio", tooltip="The voice, alone. Any rate and number of channels."),
-                side("left", 0.0, "Where the speaker's region begins, as a fraction of the picture's width, 0 to 1."),
-                side("top", 0.0, "Where the region begins, as a fraction of the picture's height, 0 to 1."),
-                side("right", 1.0, "Where the region ends, as a fraction of the picture's width, 0 to 1."),
-                side("bottom", 1.0, "Where the region ends, as a fraction of the picture's height, 0 to 1."),
+                *region(),
                 io.Float.Input("start", default=0.0, min=0.0, max=86400.0, step=0.1, round=0.001,
                                tooltip="Seconds into the mixed sound at which the voice begins."),
                 io.Float.Input("end", default=0.0, min=0.0, max=86400.0, step=0.1, round=0.001,
                                tooltip="Seconds into the mixed sound at which it is cut off. 0: it is heard whole."),
-                io.Mask.Input("mask", optional=True,
-                              tooltip="White where the speaker is, drawn on the picture; in place of the four sides."),
+                drawn_region(),
                 SpeakersIO.Input("speakers", optional=True,
                                  tooltip="From the S2V Speaker before. Leave it open for the first."),
             ],
@@ -64,3 +77,71 @@ class Speaker(io.ComfyNode):
 
         spoken = (*(speakers or ()), speak(audio, mask, (left, top, right, bottom), start=start, end=end))
         return io.NodeOutput(spoken, mixed(spoken).as_audio())
+
+
+class Person(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="S2VPerson",
+            display_name="S2V Person",
+            category=CATEGORY,
+            description="One of several people whose words are all in one sound. Chain one node a person, and connect "
+                        "the last one to S2V Who Speaks.",
+            search_aliases=["multi person", "interview", "dialogue", "who speaks", "podcast"],
+            inputs=[
+                io.String.Input("name", default="anna", tooltip="What S2V Who Speaks calls this one."),
+                *region(),
+                drawn_region(),
+                SpeakersIO.Input("speakers", optional=True,
+                                 tooltip="From the S2V Person before. Leave it open for the first."),
+            ],
+            outputs=[
+                SpeakersIO.Output("speakers_out", display_name="speakers",
+                                  tooltip="For the next S2V Person, or S2V Who Speaks."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        name: str,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        mask: object | None = None,
+        speakers: tuple | None = None,
+    ) -> io.NodeOutput:
+        from .voices import stand
+
+        return io.NodeOutput((*(speakers or ()), stand(name, mask, (left, top, right, bottom))))
+
+
+class WhoSpeaks(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host.schema(
+            node_id="S2VWhoSpeaks",
+            display_name="S2V Who Speaks",
+            category=CATEGORY,
+            description="Shares one sound out to several people: whose it is when, as a table or as subtitles. "
+                        "Meanwhile everybody else hears silence.",
+            search_aliases=["diarization", "turns", "subtitles", "srt", "dialogue"],
+            inputs=[
+                SpeakersIO.Input("speakers", tooltip="From the last S2V Person."),
+                io.String.Input("text", multiline=True, default=EXAMPLE,
+                                tooltip="Lines of start,end,name, in seconds or minutes:seconds of the sound; or "
+                                        "subtitles (.srt) whose lines begin with the name and a colon."),
+            ],
+            outputs=[
+                SpeakersIO.Output("speakers_out", display_name="speakers",
+                                  tooltip="For the speakers input of S2V Audio Encode, whose audio is what is shared."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, speakers: tuple, text: str) -> io.NodeOutput:
+        from .voices import share_out
+
+        return io.NodeOutput(share_out(speakers, text))

@@ -86,8 +86,9 @@ class HostTransformer(WanS2VTransformer):
             timestep: [B] in 0..1000.
             context: [B, L, text_dim] prompt embeds.
             extra: the host's names for what directs a clip: reference_latent, audio_embed, reference_motion,
-                control_video; our own speaker_features [B, L, C, S, F] and speaker_masks [B, S, T, h, w]; and
-                `weights_change`, set where weights differ between the steps of a run.
+                control_video; our own speaker_features [B, L, C, S, F] and speaker_masks [B, S, T, h, w];
+                `pose_until`, the timestep below which control_video is left out; and `weights_change`, set where
+                weights differ between the steps of a run.
         """
         return host.run_wrapped(self._forward, self, transformer_options or {}, x, timestep, context, **extra)
 
@@ -104,6 +105,7 @@ class HostTransformer(WanS2VTransformer):
         control_video: Tensor | None = None,
         speaker_features: Tensor | None = None,
         speaker_masks: Tensor | None = None,
+        pose_until: float | None = None,
         weights_change: bool = False,
         **others: object,
     ) -> Tensor:
@@ -117,7 +119,11 @@ class HostTransformer(WanS2VTransformer):
                 x, context, reference_latent, audio_embed, reference_motion, control_video, speakers, frames
             )
 
-        clip = self.constants.of(None if weights_change else run_key(options, x, frames), make)
+        key = None if weights_change else run_key(options, x, frames)
+        clip = self.constants.of(key, make)
+        if pose_until is not None and max(timestep.tolist()) < pose_until:
+            posed = clip
+            clip = self.constants.of(key and (*key, "free"), lambda: self.without_pose([posed])[0])
         time = self.embed_time(told_timestep(timestep, options))
         tokens = self._join(x, clip)
         for i in range(len(self.blocks)):

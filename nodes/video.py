@@ -5,7 +5,7 @@ Knows widgets; the run is in `run.py`.
 
 from __future__ import annotations
 
-from ..s2v_core.types import COLOR_MATCHES, CONTINUITIES, PoseControl
+from ..s2v_core.types import COLOR_MATCHES, CONTINUITIES, FIRST_WINDOWS, PoseControl
 from . import host
 from .host import io
 from .sockets import CATEGORY, StoryboardIO, how_large, how_to_begin, how_to_guide, how_to_sample, what_to_show
@@ -48,6 +48,18 @@ class LongVideo(io.ComfyNode):
                 io.Float.Input("pose_end", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
                                tooltip="Seconds of the video: after it, the movement is free. 0: at the video's end."),
                 *how_to_guide(),
+                io.Int.Input("pose_steps", default=0, min=0, max=200, optional=True,
+                             tooltip="Follow the pose video only in the first so many denoising steps of each clip, "
+                                     "and leave the rest to the sound. 0: in all of them."),
+                io.Float.Input("pose_skip", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
+                               tooltip="Seconds left out at the pose video's beginning."),
+                io.Combo.Input("first_window", options=list(FIRST_WINDOWS), default="grey", optional=True,
+                               tooltip="With start_from_image, what came before its last moments: grey, as in the "
+                                       "official code, or the image all along."),
+                io.Float.Input("output_fps", default=0.0, min=0.0, max=120.0, step=1.0, round=0.001, optional=True,
+                               tooltip="Frames per second of the file, above fps: frames between frames by their "
+                                       "motion, some 3 s of work per second at 832x480; fast hands may smear. "
+                                       "0: as fps."),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video."),
@@ -85,7 +97,12 @@ class LongVideo(io.ComfyNode):
         sync_strength: float = 1.0,
         audio_guidance: float = 0.0,
         apg: bool = False,
+        pose_steps: int = 0,
+        pose_skip: float = 0.0,
+        first_window: str = "grey",
+        output_fps: float = 0.0,
     ) -> io.NodeOutput:
+        from ..s2v_core.request import check_output_fps
         from .job import Job
         from .model import default_area
         from .run import long_video
@@ -93,15 +110,19 @@ class LongVideo(io.ComfyNode):
 
         check_choice("continuity", continuity, CONTINUITIES)
         check_choice("match_colour", match_colour, COLOR_MATCHES)
+        if output_fps:
+            check_output_fps(output_fps, fps)
         pose_control = PoseControl(
             strength=pose_strength,
             start_frame=round(pose_start * fps),
             stop_frame=round(pose_end * fps) if pose_end else None,
+            steps=pose_steps or None,
         )
         job = Job.of(
             model_area=default_area(model), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
-            storyboard=storyboard, pose_control=pose_control, match_colour=match_colour,
+            storyboard=storyboard, pose_control=pose_control, pose_skip=pose_skip, match_colour=match_colour,
+            first_window=first_window,
         )  # fmt: skip
         sampling = Sampling(
             seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler,
@@ -109,7 +130,8 @@ class LongVideo(io.ComfyNode):
         )  # fmt: skip
         path, images = long_video(
             job, model, audio, sampling,
-            continuity=continuity, with_images=with_images, node_id=cls.hidden.unique_id,
+            continuity=continuity, output_fps=output_fps or fps, with_images=with_images,
+            node_id=cls.hidden.unique_id,
         )  # fmt: skip
         if images is None:
             images = host.nothing_because("switch on with_images in S2V Long Video to get its frames here")

@@ -6,18 +6,16 @@ Knows the host's AUDIO and MASK; who hears what is the core's business.
 from __future__ import annotations
 
 import tempfile
-import wave
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..s2v_core.cast import Cast, Person, Voice, region_mask
+from ..s2v_core.cast import Cast, Person, Voice, moved_turns, region_mask
 from ..s2v_core.conditioning.audio import SoundSource
 from ..s2v_core.conditioning.driving import Excerpt, exact
 from ..s2v_core.config import FEATURE_WINDOW, SAMPLE_RATE
@@ -25,22 +23,24 @@ from ..s2v_core.errors import ConfigError, MediaError
 from ..s2v_core.geometry import VideoSize
 from ..s2v_core.media.audio_io import Sound, sound_from_waveform
 from ..s2v_core.media.mix import PlacedSound, mix_sounds
-from ..s2v_core.speakers import Box, Speaker
+from ..s2v_core.speakers import Box, Speaker, Turn, check_speakers, parse_turns
 from . import host
-from .waveform import Waveform, waveform_of, write_wav
+from .waveform import Waveform, read_wav, waveform_of, write_wav
 
 NAME = Path("voice")   # in memory, of no file
+WHO_SPEAKS = "S2V Who Speaks"
 SHORTEST = Fraction(FEATURE_WINDOW, SAMPLE_RATE)   # seconds that the sound encoder hears
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spoken:
-    """What S2V Speaker adds to S2V_SPEAKERS: a voice on the clock of the sound that is heard."""
+    """What a node adds to S2V_SPEAKERS: a voice on the clock of the sound that is heard, or somebody's share of it."""
 
-    speaker: Speaker             # its box and its times
-    mask: Image.Image | None     # in place of the box: white where it is heard
-    waveform: Waveform           # as it is heard
-    sound: Sound                 # as it drives
+    speaker: Speaker                   # its box, its times, its name
+    mask: Image.Image | None           # in place of the box: white where it is heard
+    waveform: Waveform | None = None   # as it is heard; None: it is in the sound that all share
+    sound: Sound | None = None         # as it drives
+    turns: tuple[Turn, ...] = ()       # when the shared sound is this one's
 
 
 def speak(audio: dict[str, object], mask: Tensor | None, box: Box, *, start: float, end: float) -> Spoken:
@@ -53,27 +53,55 @@ def speak(audio: dict[str, object], mask: Tensor | None, box: Box, *, start: flo
     if end:
         waveform = waveform.between(0, end - start)
     sound = sound_from_waveform(waveform.samples, waveform.sample_rate)
-    return Spoken(speaker=speaker, mask=None if mask is None else _drawn(mask), waveform=waveform, sound=sound)
+    return Spoken(speaker=speaker, mask=_drawn(mask), waveform=waveform, sound=sound)
 
 
-def _drawn(mask: Tensor) -> Image.Image:
+def stand(name: str, mask: Tensor | None, box: Box) -> Spoken:
+    """Somebody with a place in the picture, whose words are in the sound that all share. Raises: as `speak`."""
+    return Spoken(speaker=Speaker(region=box, name=name.strip()), mask=_drawn(mask))
+
+
+def share_out(people: Sequence[Spoken], text: str) -> tuple[Spoken, ...]:
+    """The people with what the text says about whose the sound is when. Raises: ConfigError."""
+    check_speakers([one.speaker for one in people], NAME, Path(WHO_SPEAKS))
+    names = [one.speaker.name or str(number) for number, one in enumerate(people, 1)]
+    turns = parse_turns(text, names, where=f"the text of {WHO_SPEAKS}")
+    return tuple(
+        replace(one, turns=tuple(turn for turn in turns if turn.speaker == name))
+        for one, name in zip(people, names, strict=True)
+    )
+
+
+def _drawn(mask: Tensor | None) -> Image.Image | None:
     """The first of a host's MASK [B, H, W] in 0..1."""
+    if mask is None:
+        return None
     level = (mask[0].detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     if not level.any():
-        raise MediaError("the mask input of S2V Speaker is black all over: paint white where the speaker is")
+        raise MediaError("the mask input of a speaker is black all over: paint white where the speaker is")
     return Image.fromarray(level)
 
 
-def check_alone(driving_audio: dict[str, object] | None) -> None:
-    """Raises: ConfigError when something else is to move the speakers' mouths."""
-    if driving_audio is not None:
+def check_driven(spoken: Sequence[Spoken], driving_audio: dict[str, object] | None) -> None:
+    """Whether it is clear what moves the speakers' mouths. Raises: ConfigError."""
+    has_voices = any(one.waveform is not None for one in spoken)
+    if not has_voices and not any(one.turns for one in spoken):
+        raise ConfigError(f"nobody knows when these people speak: put {WHO_SPEAKS} between S2V Person and this node")
+    if has_voices and driving_audio is not None:
         raise ConfigError(
             "speakers are driven by their own voices: disconnect driving_audio or speakers from S2V Audio Encode"
         )
 
 
 def mixed(spoken: Sequence[Spoken]) -> Waveform:
-    """What is heard of all voices together; one that begins at once is heard as it is."""
+    """What is heard of all voices together; one that begins at once is heard as it is.
+
+    Raises: ConfigError when somebody has no voice of one's own.
+    """
+    if any(one.waveform is None for one in spoken):
+        raise ConfigError(
+            "a chain holds either S2V Speaker nodes, each with a voice, or S2V Person nodes, which share one sound"
+        )
     first = spoken[0]
     if len(spoken) == 1 and not first.speaker.start:
         return first.waveform
@@ -87,14 +115,7 @@ def mixed(spoken: Sequence[Spoken]) -> Waveform:
             for file, one in zip(files, spoken, strict=True)
         ]
         mix_sounds(placed, Path(folder) / "mix.wav")
-        return _read_wav(Path(folder) / "mix.wav")
-
-
-def _read_wav(path: Path) -> Waveform:
-    """A 16-bit wav."""
-    with wave.open(str(path)) as file:
-        values = np.frombuffer(file.readframes(file.getnframes()), np.int16).reshape(-1, file.getnchannels())
-        return Waveform(samples=torch.from_numpy(values.T.astype(np.float32) / 2**15), sample_rate=file.getframerate())
+        return read_wav(Path(folder) / "mix.wav")
 
 
 # ---- as the core has them --------------------------------------------------------------------------------------------
@@ -121,15 +142,16 @@ def cast_of(
         regions.setdefault(_region_key(one), []).append(index)
     people = []
     for members in regions.values():
-        first = spoken[members[0]]
-        name = f"speaker {', '.join(str(index + 1) for index in members)}"
-        voices = (_voice(spoken[index], later, clean) for index in members)
+        here = [spoken[index] for index in members]
+        first = here[0]
+        name = f"speaker {', '.join(spoken[index].speaker.name or str(index + 1) for index in members)}"
+        voices = (_voice(one, later, clean) for one in here if one.sound is not None)
         people.append(
             Person(
                 name=name,
                 mask=region_mask(first.mask or first.speaker.region, picture, size, name=f"of {name}"),
                 voices=tuple(voice for voice in voices if voice is not None),
-                turns=(),
+                turns=tuple(moved_turns([turn for one in here for turn in one.turns], float(later))),
             )
         )
     return Cast(people=tuple(people))

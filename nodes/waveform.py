@@ -6,6 +6,7 @@ Knows the host's AUDIO; not what a sound is for.
 from __future__ import annotations
 
 import math
+import wave
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -73,6 +74,14 @@ def waveform_of(audio: dict[str, object]) -> Waveform:
     if not samples.is_floating_point():
         samples = samples.float() / (torch.iinfo(samples.dtype).max + 1)
     return Waveform(samples=samples.float(), sample_rate=int(audio["sample_rate"]))
+
+
+def read_wav(path: Path) -> Waveform:
+    """A 16-bit wav."""
+    with wave.open(str(path)) as file:
+        values = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels())
+        samples = torch.from_numpy(np.ascontiguousarray(values.T, np.float32) / 2**15)
+        return Waveform(samples=samples, sample_rate=file.getframerate())
 
 
 def write_wav(path: Path, sound: Waveform) -> None:

@@ -83,9 +83,10 @@ def footage(folder):
 def furnish(base):
     for name in ("input", "models/diffusion_models", "models/loras", "custom_nodes"):
         (base / name).mkdir(parents=True)
-    for name in ("face.png", "drawn.png", "two.png", "speech.wav"):
+    for name in ("face.png", "drawn.png", "two.png", "speech.wav", "song.wav", "dialogue.wav"):
         shutil.copy(ROOT / "samples" / name, base / "input" / name)
-    silent_video(base / "input" / "pose.mp4")
+    for name in ("pose.mp4", "dancer.mp4"):
+        silent_video(base / "input" / name)
     footage(base / "input")
     models, loras = base / "models" / "diffusion_models", base / "models" / "loras"
     weights = tiny_weights()

@@ -51,7 +51,7 @@ def small(prompt, seconds):
         values = {**everywhere, **SMALL.get(spec["class_type"], {})}
         spec["inputs"].update({name: value for name, value in values.items() if name in spec["inputs"]})
         if spec["class_type"] == "S2VAudioEncode":
-            spec["inputs"]["end"] = seconds
+            spec["inputs"]["end"] = seconds and spec["inputs"]["start"] + seconds
     return prompt
 
 

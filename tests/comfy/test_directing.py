@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from s2v_core.speakers import Speaker
 
 from .prompts import change, small, workflow
-from .test_long_video import long_video, pictures, rendered
+from .test_long_video import finished_take, long_video, pictures, rendered
 from .test_model import command_line_clip, latents_of, normalised, short_clip, tiny
 
 
@@ -27,6 +28,23 @@ def with_speakers(prompt, *speakers):
             "inputs": {"audio": prompt["hear"]["inputs"]["audio"], **sides, "start": start, "end": 0.0, **before},
         }
     return prompt
+
+
+def with_people(prompt, text, *boxes):
+    """People called a, b, ... who share the sound out."""
+    prompt = change(prompt, "S2VAudioEncode", speakers=["turns", 0])
+    for i, box in enumerate(boxes):
+        sides = dict(zip(("left", "top", "right", "bottom"), box, strict=True))
+        before = {"speakers": [f"person{i - 1}", 0]} if i else {}
+        prompt[f"person{i}"] = {"class_type": "S2VPerson", "inputs": {"name": "ab"[i], **sides, **before}}
+    turns = {"speakers": [f"person{len(boxes) - 1}", 0], "text": text}
+    return {**prompt, "turns": {"class_type": "S2VWhoSpeaks", "inputs": turns}}
+
+
+def first_latents(server, prompt):
+    """Of a long video's first clip."""
+    server.run(prompt)
+    return load_file(finished_take(server) / "latents" / "0000.safetensors")["tensor"]
 
 
 @pytest.mark.parametrize("guidance, of_the_core", [
@@ -50,6 +68,37 @@ def test_two_speakers_in_the_host_give_the_command_lines_clip(server, tmp_path):
     here = command_line_clip(server, tmp_path, seed=3, guidance_scale=3.0, solver="euler", speakers=speakers)
     assert (normalised(there) - here).abs().max() < 1e-3
     assert (latents_of(server, heard_whole(prompt), source) - there).abs().max() > 1e-2
+
+
+def test_people_who_share_a_sound_in_the_host_give_the_command_lines_clip(server, tmp_path):
+    boxes, text = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.25, 1.0, 1.0)), "0,0.5,a\n0:00.5,2,b"
+    prompt, source = short_clip(sampler_name="euler", seed=3, cfg=3.0)
+    there = latents_of(server, heard_whole(with_people(prompt, text, *boxes)), source)
+    turns = tmp_path / "turns.csv"
+    turns.write_text(text, encoding="utf-8")
+    people = tuple(Speaker(region=box, name=name) for name, box in zip("ab", boxes, strict=True))
+    here = command_line_clip(
+        server, tmp_path / "told", seed=3, guidance_scale=3.0, solver="euler", speakers=people, who_speaks=turns
+    )
+    assert (normalised(there) - here).abs().max() < 1e-3
+    assert (latents_of(server, heard_whole(prompt), source) - there).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("values, of_the_core", [
+    ({"pose_steps": 2, "pose_skip": 0.1, "pose_video": True}, {"pose_steps": 2, "pose_skip": 0.1}),
+    ({"start_from_image": True, "first_window": "image"}, {"start_from_image": True, "first_window": "image"}),
+])  # fmt: skip
+def test_directions_in_the_host_give_the_command_lines_clip(server, tmp_path, values, of_the_core):
+    prompt = heard_whole(long_video(seed=3, steps=4, cfg=3.0, sampler_name="euler", **values))
+    plain = dict.fromkeys(values.keys() - {"pose_video", "start_from_image"}, 0) | {"first_window": "grey"}
+    if "pose_video" in values:
+        prompt["pose"] = {"class_type": "LoadVideo", "inputs": {"file": "pose.mp4"}}
+        prompt = change(prompt, "S2VLongVideo", pose_video=["pose", 0])
+        of_the_core = {**of_the_core, "pose_video": server.base / "input" / "pose.mp4"}
+    there = first_latents(server, prompt)
+    here = command_line_clip(server, tmp_path, seed=3, guidance_scale=3.0, solver="euler", **of_the_core)
+    assert (there - here).abs().max() < 1e-3
+    assert (first_latents(server, change(prompt, "S2VLongVideo", **plain)) - there).abs().max() > 1e-2
 
 
 def test_one_speaker_all_over_the_picture_changes_nothing(server):

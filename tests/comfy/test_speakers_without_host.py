@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -193,6 +194,71 @@ def test_the_negative_side_hears_nobody(pack):
     positive, negative = part(pack, "nodes.sampling").clip_keys(inputs)
     assert torch.equal(positive["speaker_features"], features.movedim(1, 3)) and positive["speaker_masks"] is masks
     assert not negative["audio_embed"].any() and not set(negative) & {"speaker_features", "speaker_masks"}
+
+
+# ---- one sound of several people -------------------------------------------------------------------------------------
+
+
+def people(pack, text, *names):
+    """The named people from left to right, who share a sound out as the text says."""
+    voices = part(pack, "nodes.voices")
+    boxes = [(i / len(names), 0.0, (i + 1) / len(names), 1.0) for i in range(len(names))]
+    return voices.share_out([voices.stand(name, None, box) for name, box in zip(names, boxes, strict=True)], text)
+
+
+def test_a_shared_sound_is_heard_by_whose_turn_it_is_and_by_nobody_else(pack):
+    heard = part(pack, "nodes.waveform").waveform_of(noise(2.0))
+    sound = driving(pack, people(pack, "0,1,anna\n0:01,0:02,ben", "anna", "ben"), heard)
+    rest, (anna, ben) = sound.shared_out(cast(pack, sound), FPS)
+    whole, silence = sound.features(FPS).window(0, 32), rest.window(0, 32)
+    assert not torch.equal(whole, silence)
+    for track, (first, stop) in ((anna, (0, 16)), (ben, (16, 32))):
+        found = track.audio.window(0, 32)
+        assert torch.equal(found[..., first:stop], whole[..., first:stop])
+        quiet = [frame for frame in range(32) if not first <= frame < stop]
+        assert torch.equal(found[..., quiet], silence[..., quiet])
+    assert anna.mask[:, :7].all() and ben.mask[:, 9:].all() and not anna.mask[:, 9:].any()
+
+
+def test_turns_are_trimmed_and_moved_with_the_sound(pack):
+    heard = part(pack, "nodes.waveform").waveform_of(noise(2.0))
+    spoken = people(pack, "0.5,1,anna\n1,2,ben", "anna", "ben")
+    sound = driving(pack, spoken, heard, start=0.75, offset=0.25)
+    (anna, ben) = cast(pack, sound).people
+    assert [(turn.start, turn.end) for person in (anna, ben) for turn in person.turns] == [(0, 0.5), (0.5, 1.5)]
+    assert (anna.name, ben.name) == ("speaker anna", "speaker ben")
+
+
+@pytest.mark.parametrize("text, names, error", [
+    ("0,1,carl", ("anna", "ben"), "there is no speaker 'carl'; the speakers are anna, ben"),
+    ("0,1,anna\n2,1,ben", ("anna", "ben"), "line 2 of the text of S2V Who Speaks: a turn ends after it begins"),
+    ("0,1,anna", ("anna", "anna"), "two speakers are called anna"),
+    ("", ("anna",), "says of nobody when they speak"),
+])  # fmt: skip
+def test_turns_that_cannot_be_are_refused(pack, text, names, error):
+    with pytest.raises(Exception, match=error):
+        people(pack, text, *names)
+
+
+def test_voices_and_people_of_one_sound_are_not_mixed_and_people_need_their_turns(pack):
+    voices, hear = part(pack, "nodes.voices"), part(pack, "nodes.audio").AudioEncode.execute
+    person = voices.stand("anna", None, BOXES["left"])
+    voice = voices.speak(noise(1.0), None, BOXES["right"], start=0.0, end=0.0)
+    with pytest.raises(Exception, match="either S2V Speaker nodes"):
+        voices.mixed((person, voice))
+    with pytest.raises(Exception, match="no audio of their own"):
+        voices.share_out((person, voice), "0,1,anna")
+    with pytest.raises(Exception, match="put S2V Who Speaks between"):
+        hear(noise(1.0), None, 0.0, 0.0, 0.0, speakers=(person,))
+
+
+def test_the_vocals_of_a_shared_sound_are_shared_out_in_its_place(pack):
+    spoken = people(pack, "0,1,anna", "anna")
+    made = part(pack, "nodes.audio").AudioEncode.execute(
+        noise(1.0), None, 0.0, 0.0, 0.0, driving_audio=noise(1.0, 5), speakers=spoken
+    )
+    sound = made.args[0]
+    assert np.allclose(sound.sound.read(0, RATE), noise(1.0, 5)["waveform"][0, 0].numpy(), atol=1e-3)
 
 
 def test_the_hosts_own_model_is_told_to_hear_one_sound(pack):

@@ -173,6 +173,14 @@ def test_driving_audio_of_another_rate_lasts_as_long_as_what_is_heard(pack):
     assert torch.equal(driving.samples[:, :8000], vocals["waveform"][0, :, 8000:])
 
 
+def test_driving_audio_of_another_rate_buys_no_frame(pack):
+    sound = part(pack, "nodes.sound")
+    audio = {"waveform": torch.randn(1, 1, 16000), "sample_rate": 16000}
+    vocals = {"waveform": torch.randn(1, 1, 22050), "sample_rate": 22050}
+    heard, driving = sound.trimmed(audio, vocals, start=0.25, end=1.0, offset=0)
+    assert driving.seconds > heard.seconds == 0.75 and sound.DrivingSound(heard, driving, None).num_frames(16.0) == 12
+
+
 def test_start_behind_end_is_refused_with_both_values(pack):
     sound = part(pack, "nodes.sound")
     with pytest.raises(Exception, match=r"start 2 s and end 1 s leave nothing of 3\.00 s"):

@@ -14,12 +14,14 @@ from .server import ROOT
 
 NODES = (
     "S2VLoadModel", "S2VLoadBundledModel", "S2VAudioEncode", "S2VConditioning", "S2VSampleClip", "S2VDecodeClip",
-    "S2VStoryboard", "S2VLongVideo", "S2VSpeaker", "S2VDubVideo",
+    "S2VStoryboard", "S2VLongVideo", "S2VSpeaker", "S2VDubVideo", "S2VSay", "S2VPerson", "S2VWhoSpeaks",
+    "S2VPoseFromFootage",
 )  # fmt: skip
 SECONDS = 0.75
 FRAMES = {   # of other lengths than the sound's at 16 fps
     "s2v_existing_graph": 13,
     "s2v_dub": math.ceil(SECONDS * FOOTAGE_RATE),
+    "s2v_continuity": math.ceil(SECONDS * 25),
 }
 
 

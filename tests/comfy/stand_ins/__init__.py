@@ -1,11 +1,13 @@
-"""A pack for tests alone: a prompt and ears of the big model's widths, without the big models' weights.
+"""A pack for tests alone: a prompt and ears of the big model's widths, and eyes for poses, without any weights.
 
-Knows their shapes only; what they say depends on the text and the sound, and is the same every time.
+Knows their shapes only; what they say depends on text, sound and picture, and is the same every time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -15,6 +17,28 @@ LAYERS, WIDTH, TEXT_TOKENS, TEXT_WIDTH = 25, 1024, 512, 4096
 def noise(seed_text, *shape):
     seed = int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:6], "big")
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Holistic:
+    """Looks like mediapipe's finder from outside, and sees somebody where the picture's brightness puts them."""
+
+    def __init__(self, **options):
+        pass
+
+    def process(self, picture):
+        x = float(picture.mean()) / 255
+        points = [SimpleNamespace(x=x + 0.02 * (i % 5), y=(i + 1) / 40, visibility=1.0) for i in range(33)]
+        body = SimpleNamespace(landmark=points)
+        return SimpleNamespace(
+            pose_landmarks=body, left_hand_landmarks=None, right_hand_landmarks=None, face_landmarks=None
+        )
+
+
+FINDER = "mediapipe.python.solutions.holistic"
+for end in range(1, 5):
+    name = ".".join(FINDER.split(".")[:end])
+    sys.modules[name] = ModuleType(name)
+sys.modules[FINDER].Holistic = Holistic
 
 
 class Ears:
