@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 1024**3
 
 _HOST = torch.device("cpu")
+_MEMORY = Path("/proc/meminfo")   # Linux
 
 Arrival = tuple[list[Tensor], "torch.cuda.Event | None"]
 """Copies of a block's tensors, and the event after which they are there."""
@@ -80,9 +82,12 @@ def choose_dtype(dtype: torch.dtype | None, device: torch.device, stored: torch.
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the device (for a CPU: of RAM)."""
+    """Bytes that can still be had on the device (for a CPU: of RAM, what the system caches of files included)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if _MEMORY.is_file():
+        fields = (line.split() for line in _MEMORY.read_text().splitlines())
+        return next((int(kilobytes) * 1024 for name, kilobytes, *_ in fields if name == "MemAvailable:"), 0)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 
 

@@ -33,8 +33,9 @@ class Progress:
 
     def clip_started(self, index: int, total: int, steps: int) -> None:
         """Clip `index` of `total` begins its `steps` steps; clips of an earlier run are not reported."""
+        if not self.total:
+            self.last = self.clock()
         self.index, self.total, self.clips_left = index, total, total - index
-        self.last = self.clock()
         self._stands_at(0, steps)
 
     def step(self, index: int, step: int, steps: int) -> None:
@@ -43,7 +44,7 @@ class Progress:
         self._stands_at(step, steps)
 
     def clip_finished(self, index: int, total: int) -> None:
-        """The clip is decoded and on disk."""
+        """The clip is decoded and on disk; the next one may have been started before."""
         self.finish_seconds.append(self._lap())
         self.clips_left = total - index - 1
         if not self.is_terminal:

@@ -56,4 +56,4 @@ class Told:
         self.progress.step(self.index, done, total)
 
     def clip_finished(self, clip: DecodedClip) -> None:
-        self.progress.clip_finished(self.index, self.total)
+        self.progress.clip_finished(clip.plan.index, self.total)

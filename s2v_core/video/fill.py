@@ -1,4 +1,4 @@
-"""Filling a take: the clips that it lacks are made one after the other, each on disk before the next begins.
+"""Filling a take: the clips that it lacks are made one after the other; while one goes to disk, the next is begun.
 
 Knows the loop, the take and the segments' format; not who watches, nor who lends the models.
 """
@@ -6,26 +6,36 @@ Knows the loop, the take and the segments' format; not who watches, nor who lend
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, device
 
 from ..config import SAMPLE_RATE
 from ..media.audio_io import Samples
 from ..media.video_io import to_pictures, write_segment
+from ..placement import free_memory
 from ..types import ClipPlan, ClipSettings, Conditioning, DecodedClip, Denoiser, VideoCodec
 from .color import Grade
 from .generate import generate_clips
 from .take import Take
 
+log = logging.getLogger(__name__)
+
+ROOM = 4   # clips' worth of frames that must be free in RAM for one to go to disk beside the next one's beginning
+
 
 class Watch(Protocol):
-    """Who is told how far a take is. Each of these may raise `Interrupted`."""
+    """Who is told how far a take is. Each of these may raise `Interrupted`.
+
+    A clip is finished when it is on disk: before the next one is started, or before that one's first step is told.
+    """
 
     def clip_started(self, plan: ClipPlan) -> None: ...
     def step(self, done: int, total: int) -> None: ...
@@ -52,6 +62,7 @@ def fill_take(
     decoder_reach: int,
     watch: Watch,
     pictures: Pictures = as_drawn,
+    one_by_one: bool = False,
     grade: Grade | None = None,
 ) -> None:
     """Make the clips of `plans` that `take` lacks. Arguments as for `generate_clips`.
@@ -60,6 +71,8 @@ def fill_take(
 
     Args:
         pictures: of a finished clip, as they are written; its frames themselves, as a rule.
+        one_by_one: each clip is on disk before anything of the next is made; for `pictures` that read what the loop
+            reads too.
 
     Raises: OutputError when the disk gives out; finished clips are kept, whatever ends this.
     """
@@ -69,19 +82,64 @@ def fill_take(
         return
     past = replace(take.past(), num_clips=done) if done else None
 
-    def write(path: Path, frames: Tensor) -> None:
-        write_segment(path, pictures(plan, frames), fps=settings.fps)
+    def store(clip: DecodedClip) -> None:
+        take.add(clip, lambda path, frames: write_segment(path, pictures(clip.plan, frames), fps=settings.fps))
 
-    clips = generate_clips(
-        plans, conditioning, denoiser, codec, settings,
-        continuity=continuity, past=past, decoder_reach=decoder_reach, on_step=watch.step, grade=grade,
-    )  # fmt: skip
-    for plan in todo:
-        watch.clip_started(plan)
-        clip = next(clips)
-        take.add(clip, write)
-        watch.clip_finished(clip)
-        del clip   # a clip of frames is large, and the next one is made while this name lives
+    with _Storing(store, watch) as storing:
+        clips = generate_clips(
+            plans, conditioning, denoiser, codec, settings,
+            continuity=continuity, past=past, decoder_reach=decoder_reach, on_step=storing.step, grade=grade,
+        )  # fmt: skip
+        for plan in todo:
+            watch.clip_started(plan)
+            storing.put(next(clips))
+            if one_by_one:
+                storing.settle()
+
+
+class _Storing:
+    """Clips on their way to disk, one at a time, on a thread beside the next one's first denoising step.
+
+    Encoding and writing need nothing of the loop, and the loop nothing of them; the clip's frames stay in memory until
+    they are done. Leaving waits for them, whatever happened: what was made is kept.
+    """
+
+    def __init__(self, store: Callable[[DecodedClip], None], watch: Watch) -> None:
+        self.store = store
+        self.watch = watch
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="storing")
+        self.pending: tuple[DecodedClip, Future[None]] | None = None
+
+    def put(self, clip: DecodedClip) -> None:
+        self.settle()
+        self.pending = clip, self.thread.submit(self.store, clip)
+        if free_memory(device("cpu")) < ROOM * clip.frames.nbytes:
+            self.settle()
+
+    def step(self, done: int, total: int) -> None:
+        self.settle()
+        self.watch.step(done, total)
+
+    def settle(self) -> None:
+        """Until the clip that was put last is on disk. Raises: what storing it raised."""
+        if self.pending is None:
+            return
+        clip, stored = self.pending
+        stored.result()
+        self.pending = None
+        self.watch.clip_finished(clip)
+
+    def __enter__(self) -> _Storing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.thread.shutdown()
+        if error is None:
+            self.settle()
+        elif self.pending is not None and (other := self.pending[1].exception()) not in (None, error):
+            log.warning("%s", other)
 
 
 def sound_digest(sound: Samples, plan: ClipPlan, fps: float) -> str:

@@ -25,7 +25,7 @@ DOORS: dict[str, set[str]] = {
     "conditioning": {"types", "media", "models"},
     "sampling": {"types"},
     "denoiser": {"models", "sampling", "types"},
-    "video": {"types", "sampling", "media"},
+    "video": {"types", "sampling", "media", "placement"},
     "parallel": {"models", "ops"},
     "components": {
         "types", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser", "video", "media",

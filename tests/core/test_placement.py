@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from s2v_core import placement
 from s2v_core.errors import ConfigError
 from s2v_core.placement import (
     GIB,
@@ -17,6 +19,7 @@ from s2v_core.placement import (
     blocks_that_stay,
     choose_device,
     choose_dtype,
+    free_memory,
     num_bytes,
     on_device,
 )
@@ -153,3 +156,10 @@ def test_blocks_that_stay_and_blocks_that_visit_make_the_same_model() -> None:
     with on_device(model[0], CPU), on_device(model[1], CPU):
         assert torch.equal(model(x), expected)
     streamer.stop()
+
+
+def test_memory_that_caches_files_counts_as_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  8000 kB\nMemFree:  100 kB\nMemAvailable:    7000 kB\nHugePages_Total:  0\n")
+    monkeypatch.setattr(placement, "_MEMORY", meminfo)
+    assert free_memory(CPU) == 7000 * 1024
