@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,16 +31,19 @@ from .conditioning.speakers import (
     soft_mask,
 )
 from .config import FEATURE_WINDOW, SAMPLE_RATE
+from .dub.faces import FoundFaces
 from .errors import ConfigError
 from .geometry import VideoSize
 from .media.audio_io import Sound, open_sound
 from .media.image_io import read_picture
 from .media.mix import PlacedSound, mix_sounds
 from .request import Request
-from .speakers import Box, Speaker, Turn, read_turns
+from .speakers import Box, FaceNumber, Speaker, Turn, read_turns
 from .types import AudioFeatures, ClipPlan, SpeakerTrack
+from .who_speaks import turns_file
 
 SAME_SHAPE = 0.02   # by which a mask's shape may differ from the picture's
+AROUND_FACE = 0.25  # of a found face's width and height: so much farther reaches its region on each side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +128,7 @@ def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterat
             if speaker.audio is not None
         ]
         names = [speaker.name or str(number) for number, speaker in enumerate(request.speakers, 1)]
-        turns = [] if request.who_speaks is None else _turns(request, names)
+        turns = _turns(request, names)
         people = []
         for region in dict.fromkeys(speaker.region for speaker in request.speakers):
             called = [name for name, speaker in zip(names, request.speakers, strict=True) if speaker.region == region]
@@ -141,8 +145,13 @@ def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterat
 
 def _turns(request: Request, names: Sequence[str]) -> list[Turn]:
     """Turns on the video's clock, which may begin within the sound and be moved against it."""
-    assert request.who_speaks is not None
-    return moved_turns(read_turns(request.who_speaks, names), request.audio_offset / 1000 - request.audio_start)
+    said = request.who_speaks
+    if request.diarize is not None:
+        assert request.audio is not None
+        said = turns_file(request.audio, names, request.diarize, beside=request.output or Path("video.mp4"))
+    if said is None:
+        return []
+    return moved_turns(read_turns(said, names), request.audio_offset / 1000 - request.audio_start)
 
 
 def moved_turns(turns: Sequence[Turn], later: float) -> list[Turn]:
@@ -171,20 +180,22 @@ def _heard(voices: list[Voice], stack: ExitStack) -> Path:
     return folder / "speakers.wav"
 
 
-def _mask(region: Box | Path, picture: Image.Image, size: VideoSize) -> Tensor:
+def _mask(region: Box | Path | FaceNumber, picture: Image.Image, size: VideoSize) -> Tensor:
     drawn = read_picture(region) if isinstance(region, Path) else region
     return region_mask(drawn, picture, size, name=_written(region))
 
 
-def region_mask(region: Box | Image.Image, picture: Image.Image, size: VideoSize, *, name: str) -> Tensor:
+def region_mask(region: Box | FaceNumber | Image.Image, picture: Image.Image, size: VideoSize, *, name: str) -> Tensor:
     """[h, w] of a region of the reference picture.
 
     Args:
-        region: a box, or the region drawn white on a copy of the picture.
+        region: a box, a face that is found, or the region drawn white on a copy of the picture.
         name: of the region, for what errors say.
 
-    Raises: ConfigError about a region that does not fit, or is not seen.
+    Raises: ConfigError about a region that does not fit, or is not seen, and where OpenCV is missing that finds faces.
     """
+    if isinstance(region, FaceNumber):
+        region = _face_box(region, picture)
     if isinstance(region, Image.Image):
         if abs(region.width * picture.height / (region.height * picture.width) - 1) > SAME_SHAPE:
             raise ConfigError(
@@ -201,6 +212,29 @@ def region_mask(region: Box | Image.Image, picture: Image.Image, size: VideoSize
     return mask
 
 
+def _face_box(face: FaceNumber, picture: Image.Image) -> Box:
+    """The region of a found face: its box and some room around it, in pixels of the picture."""
+    found: list[Box] = []
+    seen = FoundFaces().seen(0, 0.0, np.asarray(picture.convert("RGB")))
+    for box in sorted((face.box for face in seen), key=lambda box: box[0] - box[2]):   # a face found twice counts once
+        middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        if not any(b[0] < middle[0] < b[2] and b[1] < middle[1] < b[3] for b in found):
+            found.append(box)
+    if len(found) < face.number:
+        raise ConfigError(
+            f"{face} is asked for and {len(found) or 'no'} face{'' if len(found) == 1 else 's'} found in the picture, "
+            "where photographed faces are found, not drawn ones; give the region as LEFT:TOP:RIGHT:BOTTOM or as a mask"
+        )
+    left, top, right, bottom = sorted(found, key=lambda box: box[0] + box[2])[face.number - 1]
+    wide, high = AROUND_FACE * (right - left), AROUND_FACE * (bottom - top)
+    return (
+        max(0.0, left - wide),
+        max(0.0, top - high),
+        min(float(picture.width), right + wide),
+        min(float(picture.height), bottom + high),
+    )
+
+
 def _pixels(box: Box, picture: Image.Image) -> list[float]:
     """A box in pixels of the picture; where no side is above 1, the sides are fractions of it."""
     if max(box) <= 1:
@@ -212,8 +246,8 @@ def _pixels(box: Box, picture: Image.Image) -> list[float]:
     return list(box)
 
 
-def _written(region: Box | Path) -> str:
-    return str(region) if isinstance(region, Path) else ":".join(f"{side:g}" for side in region)
+def _written(region: Box | Path | FaceNumber) -> str:
+    return str(region) if isinstance(region, Path | FaceNumber) else ":".join(f"{side:g}" for side in region)
 
 
 def _utterance(voice: Voice, encode: Encode, fps: float) -> Utterance:

@@ -149,11 +149,16 @@ OPTIONS: dict[str, Option] = {
                help="what is heard: any sound file, or a video with sound (default: the speakers' voices together)"),
         Option(name="speaker", group=WHAT, metavar="audio=FILE,region=L:T:R:B", parse=speakers, field="speakers",
                help="somebody in the picture with a voice and a place: left, top, right, bottom in pixels or fractions "
-                    "of the picture, or a picture that is white there; start= and end= in seconds, name=; "
+                    "of the picture, a picture that is white there, or face:1, the first photographed face from the "
+                    "left (pip install 'wan-s2v[dub]' finds them); start= and end= in seconds, name=; "
                     "may be given more than once (default: everybody in the picture speaks)"),
         Option(name="who-speaks", group=WHAT, metavar="FILE", parse=file,
                help="shares --audio out to speakers without a voice of their own: lines of start,end,name (as "
                     "0,4.5,anna), or subtitles that begin with the name"),
+        Option(name="diarize", group=WHAT, metavar="N", parse=whole,
+               help="or finds who speaks when in --audio, where N voices are heard: the first speaker given is the "
+                    "voice that is first heard, and so on. What is found is written beside the output, and used again "
+                    "as you correct it. Needs two packages: pip install --no-deps silero-vad resemblyzer"),
         Option(name="prompt", group=WHAT, metavar="TEXT", parse=text,
                help='what is seen, in words: "a man talks to the camera" (default: nothing)'),
         Option(name="negative-prompt", group=WHAT, metavar="TEXT", parse=text,

@@ -110,6 +110,7 @@ class Request(ClipRequest):
     noise_gate: float | None = None      # dB below which the driving sound is silence; None: never
     speakers: tuple[Speaker, ...] = ()   # who speaks, and where; none: everybody in the picture hears `audio`
     who_speaks: Path | None = None       # a file that shares `audio` out to speakers: `speakers.py` says how
+    diarize: int | None = None           # or so many voices are told from each other in it, and shared out
     num_frames: int | None = None        # None: ceil(duration * fps), the whole sound
     fps: float = 16.0
     output_fps: float | None = None      # of the file, by interpolation; None: `fps`
@@ -139,7 +140,8 @@ class Request(ClipRequest):
     def _check_sound(self) -> None:
         if self.say is not None and self.audio is not None:
             raise ConfigError("give either audio or words to say, not both")
-        check_speakers(self.speakers, Path("speech.wav") if self.say is not None else self.audio, self.who_speaks)
+        sound = Path("speech.wav") if self.say is not None else self.audio
+        check_speakers(self.speakers, sound, self.who_speaks, self.diarize)
         is_plain = self.driving_audio is None and self.driving_settings().is_plain
         if any(speaker.audio is not None for speaker in self.speakers) and not is_plain:
             raise ConfigError(

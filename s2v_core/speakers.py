@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -29,11 +29,25 @@ HOW = "audio=FILE,region=LEFT:TOP:RIGHT:BOTTOM"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FaceNumber:
+    """A face that is found in the picture, counted from 1, from left to right."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise ConfigError(f"faces are counted from 1, from left to right; got face:{self.number}")
+
+    def __str__(self) -> str:
+        return f"face:{self.number}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Speaker:
     """Somebody in the picture, and what makes this mouth move and no other."""
 
-    region: Box | Path          # left, top, right, bottom in pixels of the reference picture, or as fractions of it
-                                # where none is above 1; or a picture that is white where the speaker is
+    region: Box | Path | FaceNumber   # left, top, right, bottom in pixels of the reference picture, or as fractions of
+                                # it where none is above 1; a picture that is white where the speaker is; or a face
     audio: Path | None = None   # a voice of its own; None: a file of who speaks when shares one sound out
     name: str = ""              # what that file calls it; empty: its number, from 1
     start: float = 0.0          # seconds into the video at which the voice begins
@@ -106,8 +120,11 @@ def _parts(value: object) -> dict[str, str]:
     return found
 
 
-def parse_region(value: object) -> Box | Path:
-    """LEFT:TOP:RIGHT:BOTTOM (or a list of the four), or the path of a mask."""
+def parse_region(value: object) -> Box | Path | FaceNumber:
+    """LEFT:TOP:RIGHT:BOTTOM (or a list of the four), face:1, or the path of a mask."""
+    face = re.fullmatch(r"face:(\d+)", value.strip()) if isinstance(value, str) else None
+    if face is not None:
+        return FaceNumber(number=int(face[1]))
     sides = value if isinstance(value, list | tuple) else str(value).split(":")
     try:
         numbers = tuple(float(side) for side in sides)
@@ -117,32 +134,49 @@ def parse_region(value: object) -> Box | Path:
         return numbers
     if isinstance(value, str) and len(numbers) == 0:
         return Path(value).expanduser()
-    raise ConfigError(f"a region is LEFT:TOP:RIGHT:BOTTOM or a picture that is white where it is; got {value!r}")
+    raise ConfigError(
+        f"a region is LEFT:TOP:RIGHT:BOTTOM, face:1, or a picture that is white where it is; got {value!r}"
+    )
 
 
-def check_speakers(speakers: Collection[Speaker], audio: Path | None, who_speaks: Path | None) -> None:
+def check_speakers(
+    speakers: Collection[Speaker], audio: Path | None, who_speaks: Path | None, diarize: int | None = None
+) -> None:
     """Whether it is clear what each speaker says, and what is heard.
 
     Raises: ConfigError.
     """
+    if who_speaks is not None and diarize is not None:
+        raise ConfigError(f"either {who_speaks} says who speaks when, or that is found (diarize): give one of them")
+    shares = "diarize" if who_speaks is None and diarize is not None else who_speaks
     silent = [number for number, speaker in enumerate(speakers, 1) if speaker.audio is None]
     names = [speaker.name or str(number) for number, speaker in enumerate(speakers, 1)]
     if not speakers and audio is None:
         raise ConfigError("a video needs a sound: give audio, words to say, or speakers with audio of their own")
-    if who_speaks is None and silent:
+    if shares is None and silent:
         raise ConfigError(
-            f"speaker {silent[0]} has no audio of its own, and no file says when the sound is whose (who-speaks)"
+            f"speaker {silent[0]} has no audio of its own, and no file says when the sound is whose (who-speaks); "
+            "or let that be found (diarize)"
         )
-    if who_speaks is not None and len(silent) < max(1, len(speakers)):
+    if shares is not None and len(silent) < max(1, len(speakers)):
         raise ConfigError(
-            f"{who_speaks} shares one sound out to speakers that have no audio of their own; "
-            + ("give each of them with its region" if not speakers else "leave out theirs, or who-speaks")
+            f"{shares} shares one sound out to speakers that have no audio of their own; "
+            + ("give each of them with its region" if not speakers else f"leave out theirs, or {_option(who_speaks)}")
         )
-    if who_speaks is not None and audio is None:
-        raise ConfigError(f"{who_speaks} shares one sound out to speakers: give that sound as audio")
+    if shares is not None and audio is None:
+        raise ConfigError(f"{shares} shares one sound out to speakers: give that sound as audio")
     twice = [name for name in names if names.count(name) > 1]
-    if who_speaks is not None and twice:
+    if shares is not None and twice:
         raise ConfigError(f"two speakers are called {twice[0]}; give each a name of its own")
+    if diarize is not None and diarize < len(speakers):
+        raise ConfigError(
+            f"diarize tells {diarize} voices from each other and there are {len(speakers)} speakers: "
+            "give the number of voices that are heard, those without a place in the picture too"
+        )
+
+
+def _option(who_speaks: Path | None) -> str:
+    return "diarize" if who_speaks is None else "who-speaks"
 
 
 # ---- who speaks when -------------------------------------------------------------------------------------------------
@@ -176,13 +210,26 @@ def parse_turns(text: str, names: Collection[str], *, where: str) -> tuple[Turn,
     return tuple(turns)
 
 
+def turns_text(turns: Iterable[Turn], names: Collection[str]) -> str:
+    """Turns as a table that `read_turns` reads; those of voices that no speaker has are left as remarks.
+
+    Args:
+        names: of the speakers there are.
+    """
+    lines = (f"{turn.start:.2f},{turn.end:.2f},{turn.speaker}" for turn in turns)
+    marks = ("" if turn.speaker in names else "# " for turn in turns)
+    rows = "".join(f"{mark}{line}\n" for mark, line in zip(marks, lines, strict=True))
+    return "# who speaks when, as found: correct it, and make the video again\nstart,end,speaker\n" + rows
+
+
 def _rows(text: str, where: str) -> list[tuple[int, str, str, str]]:
     """Line number, start, end and speaker of a table; a first line of headings and lines with # are left out."""
     found = []
-    delimiter = next((mark for mark in ("\t", ";") if mark in text), ",")
-    for number, line in enumerate(text.splitlines(), 1):
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if not line.lstrip().startswith("#")]
+    delimiter = next((mark for mark in ("\t", ";") if any(mark in line for _, line in lines)), ",")
+    for number, line in lines:
         cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
-        if not any(cells) or line.lstrip().startswith("#") or (not found and cells[0].lower() == "start"):
+        if not any(cells) or (not found and cells[0].lower() == "start"):
             continue
         if len(cells) != 3:
             raise ConfigError(f"line {number} of {where} must be start,end,speaker, such as 0,4.5,anna; got {line!r}")

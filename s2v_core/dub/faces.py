@@ -88,13 +88,13 @@ def _cascade(name: str) -> object:
     except ImportError as error:
         raise ConfigError(
             "finding faces needs OpenCV: pip install 'opencv-python-headless<5'; "
-            "or say where the face is, with --face-box or --mask"
+            "or say where the face is, by a box or mask"
         ) from error
     folder = getattr(getattr(cv2, "data", None), "haarcascades", "")
     if not hasattr(cv2, "CascadeClassifier") or not Path(folder, name).is_file():
         raise ConfigError(
             f"this OpenCV ({cv2.__version__}) comes without face cascades: pip install 'opencv-python-headless<5'; "
-            "or say where the face is, with --face-box or --mask"
+            "or say where the face is, by a box or mask"
         )
     return cv2.CascadeClassifier(str(Path(folder, name)))
 

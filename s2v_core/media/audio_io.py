@@ -79,7 +79,7 @@ def open_sound(path: str | Path) -> Sound:
         is too short, silent, or not finite; OutputError when the temporary folder cannot hold it.
     """
     path = Path(path)
-    _check_path(path)
+    check_sound_file(path)
     with _opened(path) as container:
         stream = _sound_stream(container, path)
         frames = _decoded(container, stream, path)
@@ -115,6 +115,24 @@ def sound_from_waveform(waveform: Tensor, sample_rate: int) -> Sound:
             for part in waveform.split(BLOCK, dim=1):
                 recorder.add(part.detach().float().cpu().numpy())
         return recorder.finish(recorder.num_source)
+
+
+def recorded(blocks: Iterable[np.ndarray], *, name: str, duration: Fraction) -> Sound:
+    """Mono sound at 16 kHz that is made a block at a time, kept as any other.
+
+    Args:
+        blocks: [n] samples each.
+        name: of the sound, for what errors say.
+        duration: seconds, exact.
+
+    Raises: as `open_sound`, about the name.
+    """
+    with _Recorder(name, SAMPLE_RATE) as recorder:
+        for block in blocks:
+            recorder.add(block[None])
+        sound = recorder.finish(recorder.num_source)
+    sound.duration = duration
+    return sound
 
 
 def sound_format(path: Path) -> tuple[int, int]:
@@ -221,7 +239,8 @@ def sound_statistics(sound: Samples) -> tuple[float, float]:
     return float(mean), float(spread / count)
 
 
-def _check_path(path: Path) -> None:
+def check_sound_file(path: Path) -> None:
+    """Whether there is a file with something in it. Raises: MediaError."""
     if path.is_dir():
         raise MediaError(f"{path} is a folder; give a sound file, or a video with sound")
     if not path.is_file():

@@ -31,7 +31,8 @@ DOORS: dict[str, set[str]] = {
         "types", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser", "video", "media",
         "parallel",
     },
-    "cast": {"types", "request", "speakers", "conditioning", "media"},
+    "who_speaks": {"speakers", "conditioning", "media", "video.take"},
+    "cast": {"types", "request", "speakers", "who_speaks", "conditioning", "media", "dub.faces"},
     "running": {"types", "request", "cast", "placement", "conditioning", "video", "media", "components"},
     "pipeline": {"types", "request", "models", "conditioning", "video", "media", "components", "running"},
     "training": {

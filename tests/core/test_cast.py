@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,41 @@ def masks(folder, *regions, size=SIZE):
 def features(folder, cast, track="a.wav"):
     track = SoundFeatures(open_sound(folder / track), encode, fps=FPS)
     return track, *cast.features(track, encode, FPS)
+
+
+@pytest.fixture
+def photo(folder):
+    """The same photographed person twice, the bigger one to the left."""
+    face = Image.open(Path(__file__).parent / "data" / "face.jpg").convert("RGB")
+    both = Image.new("RGB", (640, 320), (90, 110, 130))
+    both.paste(face.resize((240, 240)), (20, 40))
+    both.paste(face, (420, 80))
+    both.save(folder / "face.png")
+    return folder
+
+
+def test_a_region_is_a_face_counted_from_the_left(photo):
+    size = VideoSize(width=640, height=320)
+    left, right = masks(photo, "face:1", "face:2", size=size)
+    assert (left * right).max() == 0 and left.sum() > 1.5 * right.sum()
+    for mask, mouth in ((left, (20 + 120, 40 + 153)), (right, (420 + 80, 80 + 102))):   # in the photograph
+        assert mask[mouth[1] // 8, mouth[0] // 8] == 1
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        assert abs(8 * columns.float().mean() - mouth[0]) < 24 and mask.mean() < 0.4
+
+
+def test_a_face_that_is_not_there_is_said_with_how_many_are(photo):
+    with pytest.raises(ConfigError, match="face:3 is asked for and 2 faces found in the picture, .* LEFT:TOP:"):
+        masks(photo, "face:1", "face:3")
+    Image.new("RGB", (640, 320), (90, 110, 130)).save(photo / "face.png")
+    with pytest.raises(ConfigError, match="face:1 is asked for and no faces found"):
+        masks(photo, "face:1")
+
+
+def test_a_face_by_number_without_opencv_says_what_brings_it(photo, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ConfigError, match="pip install 'opencv-python-headless<5'; or .* by a box or mask"):
+        masks(photo, "face:1")
 
 
 def test_a_region_is_in_pixels_or_fractions_of_the_picture_or_drawn(folder):

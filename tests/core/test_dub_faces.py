@@ -84,7 +84,7 @@ def test_without_opencv_the_line_that_brings_it_is_said(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ConfigError, match=r"pip install 'opencv-python-headless<5'.*--face-box or --mask"):
+    with pytest.raises(ConfigError, match=r"pip install 'opencv-python-headless<5'.* by a box or mask"):
         FoundFaces()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s2v_core.errors import ConfigError
-from s2v_core.speakers import Speaker, Turn, parse_speaker, read_turns
+from s2v_core.speakers import FaceNumber, Speaker, Turn, parse_speaker, read_turns
 
 
 def test_a_speaker_is_written_in_one_line_or_as_a_mapping():
@@ -19,6 +19,7 @@ def test_a_speaker_is_written_in_one_line_or_as_a_mapping():
     assert parse_speaker(mapping) == written
     assert parse_speaker("region=mask.png").region == Path("mask.png")
     assert parse_speaker("region=10:20:300:400").region == (10, 20, 300, 400)
+    assert parse_speaker("region=face:2, name=ben").region == FaceNumber(number=2)
 
 
 def test_files_start_at_the_folder_of_the_job():
@@ -39,6 +40,7 @@ def test_files_start_at_the_folder_of_the_job():
         ("audio=a.wav,region=0:0:1:1,start=soon", "'soon' is no time"),
         ("audio=a.wav,region=0:0:1:1,start=4,end=2", "ends after it begins; got 4 to 2"),
         ("region=0:0:1:1,start=4", "give its audio too"),
+        ("region=face:0", "counted from 1, from left to right; got face:0"),
         (7, "a speaker is written as"),
     ],
 )
@@ -56,11 +58,12 @@ TURNS = (Turn(start=0, end=4.5, speaker="anna"), Turn(start=4.5, end=9, speaker=
         "start,end,speaker\n0,4.5,anna\n0:04.5,0:09,ben\n",
         "# who\n0\t4.5\tanna\n\n4.5\t9\tben",
         "0;4,5;anna\n4,5;9;ben",
+        "# said; and heard\n0,4.5,anna\n4.5,9,ben",
         "1\n00:00:00,000 --> 00:00:04,500\nanna: Good morning!\n\n2\n00:00:04,500 --> 00:00:09,000\nben: And you?\n",
         "WEBVTT\n\n00:00.000 --> 00:04.500 align:left\n<v anna>Good morning!\n\n00:04.500 --> 00:09.000\n[ben] Hm.\n",
         "00:00.0 --> 00:04.5\nanna\n\n00:04.5 --> 00:09.0\nben",
     ],
-    ids=["table", "tabs", "semicolons", "srt", "vtt", "names alone"],
+    ids=["table", "tabs", "semicolons", "a remark", "srt", "vtt", "names alone"],
 )
 def test_who_speaks_when_is_a_table_or_subtitles(tmp_path, text):
     (tmp_path / "turns").write_text(text, encoding="utf-8-sig")
