@@ -219,7 +219,7 @@ def _make_person(
         y=rng.uniform(-0.03, 0.01),
         size=size * rng.uniform(0.93, 1.02),
         motion=motion or HEAD_MOTIONS[rng.integers(len(HEAD_MOTIONS))],
-        pace=rng.uniform(0.8, 1.2),
+        pace=rng.uniform(0.97, 1.03),
         reach=rng.uniform(0.85, 1.15),
         waveform=track,
         openings=openings,
