@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from s2v_core import WanS2VPipeline
+from s2v_core.config import SAMPLE_RATE
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import read_frames
 from s2v_core.request import Request
@@ -21,6 +22,9 @@ from s2v_core.training.synthetic import FPS, SyntheticClip
 from .media import float_wav
 
 FRAMES = 64
+SHUT = 0.012            # squares of the face's width: less dark than this is a shut mouth
+SPOKEN, PAUSE = 1.0, 3.0   # seconds
+SETTLED = 0.25          # seconds that a mouth may take to shut, and to open before it is heard
 
 
 def stranger(seed: int) -> SyntheticClip:
@@ -51,3 +55,13 @@ def test_mouths_follow_the_sound_that_is_heard_and_no_other(pipe, tmp_path):
         lag, by_lag = best_lag(mouth, heard[name])
         assert lag == 0 and by_lag[0] > 0.8
         assert correlation(mouth, heard["other" if name == "one" else "one"]) < 0.3
+
+
+def test_in_a_pause_of_three_seconds_the_mouth_is_shut_and_it_speaks_before_and_after(pipe, tmp_path):
+    face = stranger(0)
+    spoken = face.waveform[: round(SPOKEN * SAMPLE_RATE)]
+    mouth = talking(pipe, tmp_path, face, np.concatenate([spoken, np.zeros(round(PAUSE * SAMPLE_RATE)), spoken]))
+    first, last = round(SPOKEN * FPS), round((SPOKEN + PAUSE) * FPS)
+    settled = round(SETTLED * FPS)
+    assert (mouth[first + settled : last - settled] < SHUT).mean() >= 0.95
+    assert min(mouth[:first].max(), mouth[last:].max()) > 2 * SHUT
