@@ -25,7 +25,7 @@ from .config import ModelConfig
 from .denoiser import TransformerDenoiser
 from .errors import ConfigError
 from .geometry import TokenLayout, VideoSize, token_layout
-from .models.cost import activation_bytes, prepared_bytes
+from .models.cost import activation_bytes, prepared_bytes, step_cache_bytes
 from .models.dit import WanS2VTransformer
 from .models.sound_encoder import SoundEncoder
 from .models.text_encoder import build_text_encoder
@@ -222,18 +222,20 @@ class Components:
 
     # ---- what they take -------------------------------------------------------------------------------------------
 
-    def estimate(self, size: VideoSize, clip: ClipSettings) -> MemoryEstimate:
+    def estimate(self, size: VideoSize, clip: ClipSettings, *, step_cache: bool = False) -> MemoryEstimate:
         """Memory for a video, before any weight is read. Offloaded by blocks, as many stay as there is room for; where
         there is too little, feed-forwards take their tokens in chunks."""
         config = self.config.transformer
-        layout = token_layout(size.latent_grid(clip.num_latents), has_motion=True)
+        grid = size.latent_grid(clip.num_latents)
+        layout = token_layout(grid, has_motion=True)
+        cached = step_cache_bytes(config, grid) if step_cache else 0
         weights, available = self._resident_bytes(self.offload), free_memory(self.device)
-        denoising, self.chunk_tokens = self._denoising_bytes(layout, int(HEADROOM * available) - weights)
+        denoising, self.chunk_tokens = self._denoising_bytes(layout, int(HEADROOM * available) - weights - cached)
         pixels = size.width * size.height
         frames = clip.frames + 2 * clip.motion_frames + 8
         estimate = MemoryEstimate(
             weights=weights,
-            denoising=denoising,
+            denoising=denoising + cached,
             decoding=pixels * self.config.vae.dim * VAE_BYTES_PER_PIXEL_AND_CHANNEL,
             host=frames * pixels * 3 * 4,
             available=available,

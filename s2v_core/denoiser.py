@@ -5,15 +5,25 @@ Knows models and sampling, which do not know each other; not where clips come fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .models.dit import ClipContext, PromptContext, TimeContext, WanS2VTransformer
-from .sampling.denoise import denoise
-from .sampling.guidance import Branch, Combine, Guidance, ProjectedGuidance, guide, plan_guidance
+from .sampling.caching import StepCache
+from .sampling.denoise import Velocity, denoise
+from .sampling.guidance import (
+    UNGUIDED,
+    Branch,
+    Combine,
+    Guidance,
+    ProjectedGuidance,
+    guide,
+    guided_steps,
+    plan_guidance,
+)
 from .sampling.sigmas import Schedule, make_schedule
 from .sampling.solvers import SOLVER_STEPS
 from .types import ClipInputs, SamplerSettings, StepCallback
@@ -55,7 +65,7 @@ class TransformerDenoiser:
         """[1, 16, T, h, w] noise -> denoised latents, float32, on the denoiser's device."""
         guidance = plan_guidance(*self.settings.scales(inputs.guidance_scale))
         clips = self._prepare(inputs, guidance.branches, noise.shape[2])
-        velocity, step = self._following(clips, guidance, inputs.pose_steps), SOLVER_STEPS[self.settings.solver]
+        velocity, step = self._walk(clips, guidance, inputs.pose_steps), SOLVER_STEPS[self.settings.solver]
         source = None if inputs.source is None else inputs.source.to(self.device)
         return denoise(velocity, noise.to(self.device), self.schedule, step, on_step, source)
 
@@ -97,23 +107,32 @@ class TransformerDenoiser:
         self._prompts = [*self._prompts[-1:], (prompt_embeds, context)]
         return context
 
-    def _following(
-        self, clips: list[ClipContext], guidance: Guidance, pose_steps: int | None
-    ) -> Callable[[Tensor, float], Tensor]:
-        """(latents, timestep) -> guided velocity, without the pose after `pose_steps` steps of the schedule."""
+    def _walk(self, clips: list[ClipContext], guidance: Guidance, pose_steps: int | None) -> Velocity:
+        """(latents, timestep) -> velocity, guided in the steps that are to be, and posed in the first `pose_steps`."""
+        sigmas, timesteps = self.schedule.sigmas.tolist(), self.schedule.timesteps.tolist()
+        guided = guided_steps(sigmas, self.settings.guidance_interval)
+        posed = [pose_steps is None or i < pose_steps for i in range(len(timesteps))]
         combine: Combine = ProjectedGuidance() if self.settings.apg else guide
-        posed = self._velocity(clips, guidance, combine)
-        if pose_steps is None or pose_steps >= self.settings.steps:
-            return posed
-        free = self._velocity(self.model.without_pose(clips), guidance, combine)
-        last = float(self.schedule.timesteps[pose_steps - 1])
-        return lambda latents, timestep: (posed if timestep >= last else free)(latents, timestep)
+        free = clips if all(posed) else self.model.without_pose(clips)
+        told = list(zip(posed, guided, strict=True))
+        ways = {
+            (here, strict): self._velocity(clips if here else free, guidance if strict else UNGUIDED, combine)
+            for here, strict in set(told)
+        }
+        steps = {t: (sigmas[i], told[i]) for i, t in enumerate(timesteps)}
+        cache = StepCache(self.settings.step_cache, sigmas) if self.settings.step_cache else None
 
-    def _velocity(
-        self, clips: list[ClipContext], guidance: Guidance, combine: Combine
-    ) -> Callable[[Tensor, float], Tensor]:
+        def velocity(latents: Tensor, timestep: float) -> Tensor:
+            sigma, way = steps[timestep]
+            if cache is None:
+                return ways[way](latents, timestep)
+            return cache.velocity(sigma, way, lambda: ways[way](latents, timestep))
+
+        return velocity
+
+    def _velocity(self, clips: list[ClipContext], guidance: Guidance, combine: Combine) -> Velocity:
         """(latents, timestep) -> guided velocity."""
-        times = self._prepared_times()
+        times, clips = self._prepared_times(), clips[: len(guidance.branches)]
         joined = clips[0].joined(*clips[1:]) if self.batch_branches and len(clips) > 1 else None
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:

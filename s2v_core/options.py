@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .geometry import VideoSize
+from .sampling.presets import LIP_SAFE, PRESETS
 from .speakers import Speaker, parse_speaker
 from .times import parse_seconds
 
@@ -69,6 +70,21 @@ def seconds(name: str, value: object) -> float:
         return parse_seconds(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def interval(name: str, value: object) -> tuple[float, float]:
+    """LOW:HIGH, or a list of the two."""
+    ends = value if isinstance(value, list | tuple) else str(value).split(":")
+    if len(ends) != 2:
+        raise ConfigError(f"{name} must be LOW:HIGH, such as 0.2:0.8; got {value!r}")
+    return number(name, ends[0]), number(name, ends[1])
+
+
+def threshold(name: str, value: object) -> float:
+    """A number, "on" for the one at which lips are safe, or "off" for 0."""
+    if value is True or value == "on":   # YAML reads on as true
+        return LIP_SAFE
+    return 0.0 if value is False or value == "off" else number(name, value)
 
 
 def flag(name: str, value: object) -> bool:
@@ -220,6 +236,9 @@ OPTIONS: dict[str, Option] = {
                help="stop after N frames (default: as many as cover the sound)"),
         Option(name="seed", group=SAMPLING, metavar="N", parse=whole,
                help="another number, another video; the same number, the same video (default: 0)"),
+        Option(name="preset", group=SAMPLING, metavar="NAME", parse=one_of(PRESETS),
+               help="settings of few-step LoRAs, which --lora brings: lightning-4 and lightning-8 for LightX2V's, 4 or "
+                    "8 steps without guidance; what you say of them yourself holds (default: none)"),
         Option(name="steps", group=SAMPLING, metavar="N", parse=whole,
                help="denoising steps per clip: more is finer and slower (default: the model's)"),
         Option(name="guidance", group=SAMPLING, metavar="X", parse=number, field="guidance_scale",
@@ -233,6 +252,13 @@ OPTIONS: dict[str, Option] = {
                     "(default: --guidance times --sync-strength)"),
         Option(name="apg", group=SAMPLING, parse=flag,
                help="guidance that does not oversaturate: for high --guidance (default: off)"),
+        Option(name="guidance-interval", group=SAMPLING, metavar="LOW:HIGH", parse=interval,
+               help="guide only while the noise level is in it, such as 0.2:0.8; the other steps take half the work "
+                    "(default: 0:1, all)"),
+        Option(name="step-cache", group=SAMPLING, metavar="X", parse=threshold,
+               help="foretell a step from those before it where no part of the picture is expected to change by more "
+                    f"than this share: on is {LIP_SAFE:g}, at which lips moved as without; a slightly different video "
+                    "in less time, from some 16 steps on (default: off)"),
         Option(name="shift", group=SAMPLING, metavar="X", parse=number,
                help="above 1, more steps at high noise, where large frames are decided (default: the model's)"),
         Option(name="solver", group=SAMPLING, metavar="NAME", parse=text,
@@ -317,8 +343,8 @@ def _resolve(value: object, folder: Path) -> object:
     if isinstance(value, Path):
         return folder / value
     if isinstance(value, tuple):
-        return tuple(item.under(folder) if isinstance(item, Speaker) else (folder / item[0], item[1]) for item in value)
-    return value
+        return tuple(_resolve(item, folder) for item in value)
+    return value.under(folder) if isinstance(value, Speaker) else value
 
 
 def request_fields(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 from .geometry import VideoSize
+from .sampling.presets import find_preset
 from .speakers import Speaker, check_speakers
 from .types import (
     COLOR_MATCHES,
@@ -51,13 +52,16 @@ class ClipRequest:
     output: Path | None = None           # the mp4; None: the caller takes the frames
     size: VideoSize | None = None        # that the model draws; None: what the media suggest at `max_area`
     max_area: int | None = None          # pixels; None: the model's
+    preset: str | None = None            # of `sampling.presets`: steps, shift, guidance and solver unless they are said
     steps: int | None = None
     shift: float | None = None
     guidance_scale: float | None = None
     audio_guidance_scale: float | None = None   # of the sound alone; None: `guidance_scale` times `sync_strength`
     sync_strength: float = 1.0
     apg: bool = False
-    solver: str = "unipc"
+    guidance_interval: tuple[float, float] | None = None   # noise levels that are guided; None: all
+    step_cache: float = 0.0              # largest change of a step that is foretold in place of computed; 0: off
+    solver: str | None = None            # None: "unipc"
     seed: int = 0                        # clip r draws its noise from seed + r
     clip_frames: int = 80                # new frames per clip, a multiple of 4
     continuity: str = "exact"            # "exact": the reference's decode; "carry": cheaper, slightly different
@@ -81,15 +85,18 @@ class ClipRequest:
         return ClipSettings(frames=self.clip_frames)
 
     def sampler_settings(self, *, steps: int, shift: float, guidance_scale: float) -> SamplerSettings:
-        """The sampler's settings, with the model's defaults where the request is silent."""
+        """The sampler's settings; where the request is silent the preset's, and without one the model's defaults."""
+        usual = {"steps": steps, "shift": shift, "guidance_scale": guidance_scale, "solver": "unipc"}
+        if self.preset is not None:
+            usual = find_preset(self.preset).settings()
+        said = {name: value for name in usual if (value := getattr(self, name)) is not None}
         return SamplerSettings(
-            steps=steps if self.steps is None else self.steps,
-            shift=shift if self.shift is None else self.shift,
-            guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            **{**usual, **said},
             audio_guidance_scale=self.audio_guidance_scale,
             sync_strength=self.sync_strength,
             apg=self.apg,
-            solver=self.solver,
+            guidance_interval=self.guidance_interval,
+            step_cache=self.step_cache,
         )
 
 

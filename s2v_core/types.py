@@ -36,6 +36,8 @@ class SamplerSettings:
     sync_strength: float = 1.0    # the sound's guidance over the prompt's: other than 1, three evaluations a step
     apg: bool = False             # adaptive projected guidance: less oversaturated at high scales
     solver: str = "unipc"
+    guidance_interval: tuple[float, float] | None = None   # noise levels, 0 to 1, that are guided; None: all
+    step_cache: float = 0.0       # largest change of a velocity that is foretold in place of an evaluation; 0: off
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -57,6 +59,15 @@ class SamplerSettings:
             )
         if self.solver not in SOLVERS:
             raise ConfigError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            if not 0 <= low < high <= 1:
+                raise ConfigError(
+                    "a guidance interval goes from a lower to a higher noise level, both 0 to 1; "
+                    f"got {low:g} to {high:g}"
+                )
+        if not 0 <= self.step_cache <= 1:
+            raise ConfigError(f"the step cache's threshold must be 0 (off) to 1, got {self.step_cache:g}")
 
     def scales(self, guidance_scale: float | None = None) -> tuple[float, float]:
         """Guidance of the prompt and of the sound; the latter never falls below 1.
@@ -72,7 +83,10 @@ class SamplerSettings:
     def __str__(self) -> str:
         text, audio = self.scales()
         guidance = f"{text:g}" if text == audio else f"{text:g}, of the sound {audio:g}"
-        return f"{self.steps} of {self.solver}, shift {self.shift:g}, guidance {guidance}"
+        if self.guidance_interval is not None:
+            guidance += " at noise levels {:g} to {:g}".format(*self.guidance_interval)
+        cache = f", step cache {self.step_cache:g}" if self.step_cache else ""
+        return f"{self.steps} of {self.solver}, shift {self.shift:g}, guidance {guidance}{cache}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -63,9 +63,9 @@ OWN = (
                 "(default: 1 up to 30 fps, 2 up to 60)"),
 )  # fmt: skip
 SHARED = (
-    "output", "prompt", "negative-prompt", "seed", "steps", "guidance", "sync-strength", "audio-guidance", "apg",
-    "shift", "solver", "continuity", "model", "lora", "dtype", "device", "attention", "offload", "take", "dry-run",
-    "quiet", "debug",
+    "output", "prompt", "negative-prompt", "seed", "preset", "steps", "guidance", "sync-strength", "audio-guidance",
+    "apg", "guidance-interval", "step-cache", "shift", "solver", "continuity", "model", "lora", "dtype", "device",
+    "attention", "offload", "take", "dry-run", "quiet", "debug",
 )  # fmt: skip
 DUB_OPTIONS: dict[str, Option] = {option.name: option for option in (*OWN, *(OPTIONS[name] for name in SHARED))}
 

@@ -18,6 +18,7 @@ from ..geometry import fit_size
 from ..media.audio_io import Sound, open_sound
 from ..media.video_io import read_timed_frames, require_writable
 from ..models.vae import decoder_receptive_field
+from ..running.plan import sampler_settings
 from ..running.watch import Progress, Silent, Told
 from ..video.take import Take, file_digest
 from .faces import Faces, FoundFaces, GivenBoxes, MaskedFaces, read_boxes, read_mask
@@ -86,18 +87,18 @@ class Dubber:
     def _opened(self, request: DubRequest) -> Iterator[tuple[DubPlan, Sound]]:
         """The sound, and the plan that follows from it and the footage."""
         require_writable(request.output)
-        config = self.components.config
-        size = request.size or fit_size(SQUARE, SQUARE, request.max_area or config.default_area)
+        settings = sampler_settings(request, self.components)
+        size = request.size or fit_size(SQUARE, SQUARE, request.max_area or self.components.config.default_area)
         with open_sound(request.audio) as sound:
             work = find_work(request, *who_says_where(request, self.faces), size, float(sound.duration))
             plan = DubPlan(
                 work=work,
-                settings=request.sampler_settings(
-                    steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
-                ),
+                settings=settings,
                 take=request.take_folder,
                 finished_clips=Take.count_finished(request.take_folder, work.made_from()),
-                estimate=self.components.estimate(size, request.clip_settings()),
+                estimate=self.components.estimate(
+                    size, request.clip_settings(), step_cache=settings.step_cache > 0
+                ),
             )
             yield plan, sound
 

@@ -6,7 +6,7 @@ Knows sizes; the order in which `dit_blocks.Block` makes and drops tensors is wh
 from __future__ import annotations
 
 from ..config import TransformerConfig
-from ..geometry import TokenLayout
+from ..geometry import LatentGrid, TokenLayout
 
 FLOAT32 = 4   # bytes: of the residual stream, and of queries and keys while they are turned
 
@@ -46,3 +46,8 @@ def prepared_bytes(config: TransformerConfig, layout: TokenLayout, itemsize: int
     rope = layout.total * config.head_dim * FLOAT32
     first_attention = FLOAT32 * layout.total * config.dim if branches > 1 else 0   # see `WanS2VTransformer.branches`
     return branches * (prompt + sound) + shared_tokens + rope + first_attention
+
+
+def step_cache_bytes(config: TransformerConfig, grid: LatentGrid) -> int:
+    """The two velocities that `sampling.caching.StepCache` keeps, and the one that it foretells."""
+    return 3 * FLOAT32 * config.out_channels * grid.frames * grid.height * grid.width

@@ -16,7 +16,8 @@ from ..conditioning.driving import Driving, exact
 from ..conditioning.pose import PoseVideo
 from ..geometry import VideoSize
 from ..placement import MemoryEstimate
-from ..request import Request
+from ..request import ClipRequest, Request
+from ..sampling.presets import find_preset
 from ..types import ClipPlan, SamplerSettings
 from ..video.storyboard import PlacedScene, Scene, place_scenes, unseen
 from ..video.timeline import plan_clips
@@ -74,7 +75,7 @@ def plan_job(
     scenes: Sequence[Scene],
 ) -> JobPlan:
     """The plan of opened media; what the scenes change of the clips, and what is finished, is not in it yet."""
-    config = components.config
+    settings = sampler_settings(request, components)
     whole = num_video_frames(driving.sound, request.fps)
     num_frames = whole if request.num_frames is None else min(request.num_frames, whole)
     clips = plan_clips(
@@ -88,14 +89,26 @@ def plan_job(
         output_frames=_output_frames(request, num_frames, whole, driving),
         output_fps=request.output_fps or request.fps,
         clips=clips,
-        settings=request.sampler_settings(
-            steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
-        ),
+        settings=settings,
         take=request.take_folder,
         finished_clips=0,
-        estimate=components.estimate(size, request.clip_settings()),
+        estimate=components.estimate(size, request.clip_settings(), step_cache=settings.step_cache > 0),
         scenes=placed,
         remarks=(*driving.remarks, *_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
+    )
+
+
+def sampler_settings(request: ClipRequest, components: Components) -> SamplerSettings:
+    """A request's settings, with the model's where it is silent.
+
+    Raises: ConfigError for a preset without the LoRA that it is for.
+    """
+    if request.preset is not None:
+        remedy = "give one with --lora FILE, or leave the preset out"
+        find_preset(request.preset).check_lora(components.loras, remedy)
+    config = components.config
+    return request.sampler_settings(
+        steps=config.default_steps, shift=config.default_shift, guidance_scale=config.default_guidance
     )
 
 

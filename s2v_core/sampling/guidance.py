@@ -5,6 +5,7 @@ Knows what each evaluation is told; not how the model is made to hear it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -54,6 +55,24 @@ def plan_guidance(text: float, audio: float) -> Guidance:
     if audio == 1:
         return Guidance(branches=(FULL, SOUND_ALONE), scales=(text,))
     return Guidance(branches=(FULL, SOUND_ALONE, NEITHER), scales=(text, audio))
+
+
+UNGUIDED = Guidance(branches=(FULL,), scales=())
+
+
+def guided_steps(sigmas: Sequence[float], interval: tuple[float, float] | None) -> tuple[bool, ...]:
+    """Which steps are guided: those at noise levels from the interval's lower to its upper end. None: all.
+
+    Levels mean the same whatever the number of steps, the shift and the solver are.
+    Args:
+        sigmas: [S+1], falling, ends in 0.
+
+    Returns: [S].
+    Source: Kynkäänniemi et al., arXiv 2404.07724: at the highest levels guidance costs variety, at the lowest ones it
+        changes nothing; outside the interval the conditioned evaluation alone is made.
+    """
+    low, high = (0.0, math.inf) if interval is None else interval
+    return tuple(low <= sigma <= high for sigma in sigmas[:-1])
 
 
 def guide(velocities: Sequence[Tensor], scales: Sequence[float]) -> Tensor:

@@ -16,7 +16,7 @@ DOORS: dict[str, set[str]] = {
     "times": set(),
     "types": set(),
     "speakers": set(),
-    "request": {"types", "speakers"},
+    "request": {"types", "speakers", "sampling.presets"},
     "placement": set(),
     "ops": set(),
     "models": {"ops"},
@@ -33,7 +33,9 @@ DOORS: dict[str, set[str]] = {
     },
     "who_speaks": {"speakers", "conditioning", "media", "video.take"},
     "cast": {"types", "request", "speakers", "who_speaks", "conditioning", "media", "dub.faces"},
-    "running": {"types", "request", "cast", "placement", "conditioning", "video", "media", "components"},
+    "running": {
+        "types", "request", "cast", "placement", "conditioning", "sampling.presets", "video", "media", "components",
+    },
     "pipeline": {"types", "request", "models", "conditioning", "video", "media", "components", "running"},
     "training": {
         "types", "ops", "models", "parallel", "checkpoints", "conditioning", "sampling.sigmas", "placement", "media",
@@ -42,7 +44,7 @@ DOORS: dict[str, set[str]] = {
     "dub": {
         "types", "request", "options", "models.vae", "conditioning", "video", "media", "components", "running",
     },
-    "options": {"speakers"},
+    "options": {"speakers", "sampling.presets"},
     "jobs": {"options", "request"},
     "progress": set(),
     "cli": {

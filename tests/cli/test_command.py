@@ -15,6 +15,7 @@ from s2v_core.ops.attention import PACKAGES, make_attention
 from s2v_core.options import ATTENTIONS, DTYPES, OFFLOADS, OPTIONS
 from s2v_core.placement import DTYPES as PLACEMENT_DTYPES
 from s2v_core.placement import OFFLOADS as PLACEMENT_OFFLOADS
+from s2v_core.sampling.presets import LIP_SAFE
 from s2v_core.types import COLOR_MATCHES, CONTINUITIES, FIRST_WINDOWS, SOLVERS
 
 from .paths import ROOT
@@ -42,6 +43,7 @@ def test_the_options_reach_the_request_and_the_models(pipeline, capsys):
         "--solver", "euler", "--continuity", "carry", "--pose-video", "pose.mp4", "--start-from-image",
         "--take", "kept", "--model", "weights", "--lora", "a.safetensors:0.5", "--lora", "b.safetensors",
         "--dtype", "fp32", "--device", "cpu", "--attention", "sdpa", "--offload", "blocks",
+        "--preset", "lightning-4", "--guidance-interval", "0.2:0.8", "--step-cache", "on",
     )  # fmt: skip
     request, (options, load_weights) = pipeline.made[0], pipeline.loads[0]
     assert code == 0 and load_weights
@@ -51,6 +53,7 @@ def test_the_options_reach_the_request_and_the_models(pipeline, capsys):
     assert (request.seed, request.steps, request.guidance_scale, request.shift) == (7, 3, 2.5, 5.0)
     assert (request.solver, request.continuity) == ("euler", "carry")
     assert (request.pose_video, request.start_from_image, request.take) == (Path("pose.mp4"), True, Path("kept"))
+    assert (request.preset, request.guidance_interval, request.step_cache) == ("lightning-4", (0.2, 0.8), LIP_SAFE)
     assert (options.folder, options.dtype, options.device) == (Path("weights"), "fp32", "cpu")
     assert (options.attention, options.offload) == ("sdpa", "blocks")
     assert options.loras == ((Path("a.safetensors"), 0.5), (Path("b.safetensors"), 1.0))
@@ -103,6 +106,10 @@ def test_quiet_leaves_only_the_result(pipeline, capsys):
         ([*JOB, "--size", "833x481"], "833x481; try 832x480"),
         ([*JOB, "--size", "0x0"], "at least 64, got 0x0"),
         ([*JOB, "--size", "wide"], "size must be WIDTHxHEIGHT in pixels or one of 480p, 720p; got 'wide'"),
+        ([*JOB, "--guidance-interval", "0.5"], "guidance-interval must be LOW:HIGH, such as 0.2:0.8; got '0.5'"),
+        ([*JOB, "--guidance-interval", "0.8:0.2"], "from a lower to a higher noise level"),
+        ([*JOB, "--step-cache", "much"], "step-cache must be a number, got 'much'"),
+        ([*JOB, "--preset", "fast"], "preset must be one of lightning-4, lightning-8; got 'fast'"),
         ([*JOB, "--solver", "heun"], "solver must be one of unipc, dpm++, euler, few-step; got 'heun'"),
         ([*JOB, "--continuity", "none"], "continuity must be one of exact, carry; got 'none'"),
         ([*JOB, "--say", "hello"], "give either audio or words to say, not both"),

@@ -13,6 +13,7 @@ from s2v_core.dub.options import DUB_OPTIONS, make_dub_request
 from s2v_core.errors import ConfigError
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import probe_video, read_frames
+from s2v_core.sampling.presets import LIP_SAFE
 from s2v_core.video import fill
 
 from ..core.dub_footage import noise_pictures, swell, write_video
@@ -113,7 +114,7 @@ def test_every_option_reaches_the_request():
         "face": "2", "mask-padding": "0.1", "strength": "0.5", "size": "480p", "length": "loop", "start": "1",
         "end": "2", "draw-every": "3", "prompt": "p", "negative-prompt": "n", "seed": "4", "steps": "5",
         "guidance": "6", "sync-strength": "1.5", "apg": True, "shift": "7", "solver": "euler", "continuity": "carry",
-        "take": "t",
+        "take": "t", "guidance-interval": "0.2:0.8", "step-cache": "on", "preset": "lightning-8",
     }  # fmt: skip
     values = {name: DUB_OPTIONS[name].parse(name, value) for name, value in said.items()}
     request = make_dub_request(values)
@@ -123,5 +124,6 @@ def test_every_option_reaches_the_request():
     settings = request.sampler_settings(steps=1, shift=1, guidance_scale=1)
     assert (settings.steps, settings.guidance_scale, settings.sync_strength, settings.apg) == (5, 6, 1.5, True)
     assert (settings.shift, settings.solver, request.continuity, request.take) == (7, "euler", "carry", Path("t"))
+    assert (settings.guidance_interval, settings.step_cache, request.preset) == ((0.2, 0.8), LIP_SAFE, "lightning-8")
     sized = make_dub_request({**values, "size": DUB_OPTIONS["size"].parse("size", "96x64")})
     assert sized.size == VideoSize(width=96, height=64)

@@ -10,7 +10,8 @@ import torch
 from s2v_core.denoiser import TransformerDenoiser
 from s2v_core.errors import ConfigError
 from s2v_core.models.dit import WanS2VTransformer
-from s2v_core.sampling.guidance import NEITHER, ProjectedGuidance, guide, plan_guidance
+from s2v_core.sampling.guidance import NEITHER, ProjectedGuidance, guide, guided_steps, plan_guidance
+from s2v_core.sampling.sigmas import make_schedule
 from s2v_core.types import SamplerSettings
 
 from .test_denoiser import CONFIG, NOISE, inputs, quiet
@@ -165,3 +166,52 @@ def test_projected_guidance_of_one_evaluation_changes_nothing(model):
 
 def test_the_joint_branch_is_told_nothing():
     assert plan_guidance(4.5, 4.5).branches[-1] == NEITHER
+
+
+def branches_by_step(model, monkeypatch, **changes) -> list[int]:
+    """How many evaluations each step makes."""
+    steps = []
+    plain = WanS2VTransformer.branches
+
+    def counted(self, latents, time, clips):
+        steps.append(len(clips))
+        return plain(self, latents, time, clips)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WanS2VTransformer, "branches", counted)
+        TransformerDenoiser(model, SamplerSettings(steps=8, guidance_scale=3.0, **changes))(inputs(), NOISE, quiet)
+    return steps
+
+
+def test_only_steps_at_noise_levels_in_the_interval_are_guided(model, monkeypatch):
+    """Eight steps with shift 3 are at 1.0, 0.95, 0.90, 0.83, 0.75, 0.64, 0.50 and 0.30."""
+    assert branches_by_step(model, monkeypatch) == [2] * 8, "off by default"
+    assert branches_by_step(model, monkeypatch, guidance_interval=(0.0, 1.0)) == [2] * 8
+    assert branches_by_step(model, monkeypatch, guidance_interval=(0.4, 0.85)) == [1, 1, 1, 2, 2, 2, 2, 1]
+    assert branches_by_step(model, monkeypatch, guidance_interval=(0.4, 0.85), audio_guidance_scale=2.0) == [
+        1, 1, 1, 3, 3, 3, 3, 1,
+    ]  # fmt: skip
+    assert branches_by_step(model, monkeypatch, guidance_interval=(0.4, 0.85), apg=True) == [1, 1, 1, 2, 2, 2, 2, 1]
+
+
+def test_the_interval_means_the_same_levels_whatever_steps_shift_and_solver_are():
+    few = make_schedule("few-step", 4, 5.0).sigmas.tolist()   # 1.0, 0.94, 0.83, 0.63
+    assert guided_steps(few, (0.4, 0.85)) == (False, False, True, True)
+    even = make_schedule("dpm++", 5, 1.0).sigmas.tolist()   # 1.0, 0.8, 0.6, 0.4, 0.2
+    assert guided_steps(even, (0.3, 0.9)) == (False, True, True, True, False)
+    assert guided_steps(even, None) == (True,) * 5
+
+
+def test_a_whole_interval_changes_nothing_and_an_unguided_step_is_the_full_branch_alone(model):
+    def changed(**changes):
+        return TransformerDenoiser(model, SamplerSettings(steps=2, **changes))(inputs(), NOISE, quiet)
+
+    assert torch.equal(changed(guidance_scale=3.0, guidance_interval=(0.0, 1.0)), changed(guidance_scale=3.0))
+    nowhere = changed(guidance_scale=3.0, guidance_interval=(0.9, 0.91), solver="euler")   # between the two steps
+    assert torch.equal(nowhere, changed(guidance_scale=1.0, solver="euler"))
+
+
+def test_an_interval_goes_up_and_stays_in_0_to_1():
+    for wrong in ((0.8, 0.2), (0.5, 0.5), (-0.1, 0.5), (0.2, 1.1)):
+        with pytest.raises(ConfigError, match="from a lower to a higher noise level"):
+            settings(guidance_interval=wrong)
