@@ -134,7 +134,7 @@ class Job:
         names = dict.fromkeys(script.image for script in scripts)
         pictures = {n: fit_picture(picture if n is None else board.picture(n), size) for n in names}
         latents = {name: codec.encode(frames) for name, frames in pictures.items()}
-        cast = sound.cast(picture, size)
+        cast = sound.cast(picture, size).directed(plans, [script.speaker for script in scripts], fps)
         features, speakers = sound.shared_out(cast, fps)
         conditioning = Conditioning(
             size=size,

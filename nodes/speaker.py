@@ -27,6 +27,13 @@ def drawn_region() -> io.Input:
                                  "sides.")  # fmt: skip
 
 
+def face() -> io.Input:
+    return io.Int.Input("face", default=0, min=0, max=16, optional=True,
+                        tooltip="Or the speaker's face among the photographed ones in the picture, counted from the "
+                                "left, from 1; found with the package opencv-python-headless<5. 0: as the sides or "
+                                "the mask say.")  # fmt: skip
+
+
 def side(name: str, default: float, tooltip: str) -> io.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=tooltip)
 
@@ -51,6 +58,7 @@ class Speaker(io.ComfyNode):
                 drawn_region(),
                 SpeakersIO.Input("speakers", optional=True,
                                  tooltip="From the S2V Speaker before. Leave it open for the first."),
+                face(),
             ],
             outputs=[
                 SpeakersIO.Output("speakers_out", display_name="speakers",
@@ -72,10 +80,12 @@ class Speaker(io.ComfyNode):
         end: float,
         mask: object | None = None,
         speakers: tuple | None = None,
+        face: int = 0,
     ) -> io.NodeOutput:
         from .voices import mixed, speak
 
-        spoken = (*(speakers or ()), speak(audio, mask, (left, top, right, bottom), start=start, end=end))
+        voice = speak(audio, mask, (left, top, right, bottom), start=start, end=end, face=face)
+        spoken = (*(speakers or ()), voice)
         return io.NodeOutput(spoken, mixed(spoken).as_audio())
 
 
@@ -95,6 +105,7 @@ class Person(io.ComfyNode):
                 drawn_region(),
                 SpeakersIO.Input("speakers", optional=True,
                                  tooltip="From the S2V Person before. Leave it open for the first."),
+                face(),
             ],
             outputs=[
                 SpeakersIO.Output("speakers_out", display_name="speakers",
@@ -112,10 +123,11 @@ class Person(io.ComfyNode):
         bottom: float,
         mask: object | None = None,
         speakers: tuple | None = None,
+        face: int = 0,
     ) -> io.NodeOutput:
         from .voices import stand
 
-        return io.NodeOutput((*(speakers or ()), stand(name, mask, (left, top, right, bottom))))
+        return io.NodeOutput((*(speakers or ()), stand(name, mask, (left, top, right, bottom), face)))
 
 
 class WhoSpeaks(io.ComfyNode):
@@ -133,15 +145,24 @@ class WhoSpeaks(io.ComfyNode):
                 io.String.Input("text", multiline=True, default=EXAMPLE,
                                 tooltip="Lines of start,end,name, in seconds or minutes:seconds of the sound; or "
                                         "subtitles (.srt) whose lines begin with the name and a colon."),
+                io.Audio.Input("audio", optional=True,
+                               tooltip="The sound, to find in it who speaks when, in place of text: the people in the "
+                                       "order of their nodes are those first, second, ... heard. Needs the packages "
+                                       "silero-vad and resemblyzer."),
+                io.Int.Input("voices", default=0, min=0, max=16, optional=True,
+                             tooltip="How many voices are heard in audio. 0: as many as there are people."),
             ],
             outputs=[
                 SpeakersIO.Output("speakers_out", display_name="speakers",
                                   tooltip="For the speakers input of S2V Audio Encode, whose audio is what is shared."),
+                io.String.Output("turns", display_name="turns",
+                                 tooltip="Who speaks when, as text; what was found, to be corrected."),
             ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, speakers: tuple, text: str) -> io.NodeOutput:
-        from .voices import share_out
+    def execute(cls, speakers: tuple, text: str, audio: dict | None = None, voices: int = 0) -> io.NodeOutput:
+        from .voices import found_turns, share_out
 
-        return io.NodeOutput(share_out(speakers, text))
+        turns = text if audio is None else found_turns(speakers, audio, voices)
+        return io.NodeOutput(share_out(speakers, turns), turns)

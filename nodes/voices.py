@@ -23,7 +23,8 @@ from ..s2v_core.errors import ConfigError, MediaError
 from ..s2v_core.geometry import VideoSize
 from ..s2v_core.media.audio_io import Sound, sound_from_waveform
 from ..s2v_core.media.mix import PlacedSound, mix_sounds
-from ..s2v_core.speakers import Box, Speaker, Turn, check_speakers, parse_turns
+from ..s2v_core.speakers import Box, FaceNumber, Speaker, Turn, check_speakers, parse_turns, turns_text
+from ..s2v_core.who_speaks import find_turns
 from . import host
 from .waveform import Waveform, read_wav, waveform_of, write_wav
 
@@ -43,12 +44,18 @@ class Spoken:
     turns: tuple[Turn, ...] = ()       # when the shared sound is this one's
 
 
-def speak(audio: dict[str, object], mask: Tensor | None, box: Box, *, start: float, end: float) -> Spoken:
-    """A host AUDIO from `start` seconds on, cut off at `end` (0: whole), in a box of fractions or a host MASK.
+def speak(
+    audio: dict[str, object], mask: Tensor | None, box: Box, *, start: float, end: float, face: int = 0
+) -> Spoken:
+    """A host AUDIO from `start` seconds on, cut off at `end` (0: whole), where a host MASK says, or a face or a box.
+
+    Args:
+        box: in fractions of the picture.
+        face: number of a face in it, from 1; 0: the box.
 
     Raises: ConfigError about the box or the times; MediaError about the mask.
     """
-    speaker = Speaker(region=box, audio=NAME, start=start, end=end or None)
+    speaker = Speaker(region=_place(box, face), audio=NAME, start=start, end=end or None)
     waveform = waveform_of(audio)
     if end:
         waveform = waveform.between(0, end - start)
@@ -56,15 +63,37 @@ def speak(audio: dict[str, object], mask: Tensor | None, box: Box, *, start: flo
     return Spoken(speaker=speaker, mask=_drawn(mask), waveform=waveform, sound=sound)
 
 
-def stand(name: str, mask: Tensor | None, box: Box) -> Spoken:
+def stand(name: str, mask: Tensor | None, box: Box, face: int = 0) -> Spoken:
     """Somebody with a place in the picture, whose words are in the sound that all share. Raises: as `speak`."""
-    return Spoken(speaker=Speaker(region=box, name=name.strip()), mask=_drawn(mask))
+    return Spoken(speaker=Speaker(region=_place(box, face), name=name.strip()), mask=_drawn(mask))
+
+
+def _place(box: Box, face: int) -> Box | FaceNumber:
+    return FaceNumber(number=face) if face else box
+
+
+def found_turns(people: Sequence[Spoken], audio: dict[str, object], num_voices: int) -> str:
+    """Who speaks when in a host AUDIO, as the text that `share_out` reads.
+
+    Args:
+        num_voices: that are heard in it; 0: one a person.
+
+    Raises: ConfigError where the packages are missing that tell voices apart; MediaError where too little is spoken.
+    """
+    names = _names(people)
+    waveform = waveform_of(audio)
+    with sound_from_waveform(waveform.samples, waveform.sample_rate) as sound:
+        return turns_text(find_turns(sound, names, num_voices or len(names)), names)
+
+
+def _names(people: Sequence[Spoken]) -> list[str]:
+    return [one.speaker.name or str(number) for number, one in enumerate(people, 1)]
 
 
 def share_out(people: Sequence[Spoken], text: str) -> tuple[Spoken, ...]:
     """The people with what the text says about whose the sound is when. Raises: ConfigError."""
     check_speakers([one.speaker for one in people], NAME, Path(WHO_SPEAKS))
-    names = [one.speaker.name or str(number) for number, one in enumerate(people, 1)]
+    names = _names(people)
     turns = parse_turns(text, names, where=f"the text of {WHO_SPEAKS}")
     return tuple(
         replace(one, turns=tuple(turn for turn in turns if turn.speaker == name))
@@ -82,12 +111,13 @@ def _drawn(mask: Tensor | None) -> Image.Image | None:
     return Image.fromarray(level)
 
 
-def check_driven(spoken: Sequence[Spoken], driving_audio: dict[str, object] | None) -> None:
+def check_driven(spoken: Sequence[Spoken], driving_audio: dict[str, object] | None, is_isolated: bool) -> None:
     """Whether it is clear what moves the speakers' mouths. Raises: ConfigError."""
-    has_voices = any(one.waveform is not None for one in spoken)
-    if not has_voices and not any(one.turns for one in spoken):
-        raise ConfigError(f"nobody knows when these people speak: put {WHO_SPEAKS} between S2V Person and this node")
-    if has_voices and driving_audio is not None:
+    if all(one.waveform is None for one in spoken):
+        return
+    if is_isolated:
+        raise ConfigError("speakers are driven by their own voices, without music: switch isolate_voice off")
+    if driving_audio is not None:
         raise ConfigError(
             "speakers are driven by their own voices: disconnect driving_audio or speakers from S2V Audio Encode"
         )
@@ -140,15 +170,17 @@ def cast_of(
     regions: dict[Hashable, list[int]] = {}
     for index, one in enumerate(spoken):
         regions.setdefault(_region_key(one), []).append(index)
-    people = []
+    people, names = [], _names(spoken)
     for members in regions.values():
         here = [spoken[index] for index in members]
         first = here[0]
-        name = f"speaker {', '.join(spoken[index].speaker.name or str(index + 1) for index in members)}"
+        called = tuple(names[index] for index in members)
+        name = f"speaker {', '.join(called)}"
         voices = (_voice(one, later, clean) for one in here if one.sound is not None)
         people.append(
             Person(
                 name=name,
+                called=called,
                 mask=region_mask(first.mask or first.speaker.region, picture, size, name=f"of {name}"),
                 voices=tuple(voice for voice in voices if voice is not None),
                 turns=tuple(moved_turns([turn for one in here for turn in one.turns], float(later))),

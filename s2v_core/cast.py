@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ class Person:
     """Somebody in a region: all that is said there is said by one person."""
 
     name: str
+    called: tuple[str, ...]     # by whoever says whose the sound is when
     mask: Tensor                # [h, w]
     voices: tuple[Voice, ...]
     turns: tuple[Turn, ...]
@@ -72,6 +74,7 @@ class Cast:
 
     people: tuple[Person, ...]
     heard: Path | None = None   # the file with all that is heard; None: whoever asks has it elsewhere
+    found: Path | None = None   # the file of who speaks when that was found in the sound
 
     def features(
         self, track: AudioFeatures, encode: Encode, fps: float
@@ -91,6 +94,34 @@ class Cast:
             said += [_turn(turn, track, fps) for turn in person.turns]
             tracks.append(SpeakerTrack(audio=SpokenFeatures(silence, said), mask=person.mask))
         return silence, tuple(tracks)
+
+    def directed(self, plans: Sequence[ClipPlan], speakers: Sequence[str | None], fps: float) -> Cast:
+        """The cast with what a storyboard says of each clip: whose the sound is ("anna", "anna+ben"); None: nobody's.
+
+        Raises: ConfigError for a name that nobody has, and where two tell who speaks, or nobody does.
+        """
+        is_told = any(person.voices or person.turns for person in self.people)
+        if not any(speakers):
+            if self.people and not is_told:
+                raise ConfigError(
+                    f"nobody says when {self.people[0].name} speaks: tell it (who speaks), or in the storyboard, such "
+                    "as 0:12 [speaker anna]"
+                )
+            return self
+        if is_told:
+            raise ConfigError(
+                "the storyboard says who speaks, and the speakers' voices or turns do too: leave out one of the two"
+            )
+        names = [name for person in self.people for name in person.called]
+        turns = list(_clip_turns(plans, speakers, fps))
+        for turn in turns:
+            if turn.speaker not in names:
+                raise ConfigError(
+                    f"the storyboard's speaker {turn.speaker!r} is nobody's name; the speakers are "
+                    f"{', '.join(names) or 'none'}"
+                )
+        people = (replace(p, turns=tuple(turn for turn in turns if turn.speaker in p.called)) for p in self.people)
+        return replace(self, people=tuple(people))
 
     def fingerprint(self) -> list[str]:
         """Changes when anybody's place does."""
@@ -112,7 +143,9 @@ class Cast:
 
     def remarks(self) -> tuple[str, ...]:
         """A line about each person, for the plan."""
-        return tuple(f"{p.name}: {_said(p)}, in {float(100 * p.mask.mean()):.0f} % of the picture" for p in self.people)
+        found = () if self.found is None else (f"who speaks when is in {self.found}: correct it there",)
+        people = (f"{p.name}: {_said(p)}, in {float(100 * p.mask.mean()):.0f} % of the picture" for p in self.people)
+        return (*found, *people)
 
 
 @contextmanager
@@ -128,27 +161,33 @@ def open_cast(request: Request, picture: Image.Image, size: VideoSize) -> Iterat
             if speaker.audio is not None
         ]
         names = [speaker.name or str(number) for number, speaker in enumerate(request.speakers, 1)]
-        turns = _turns(request, names)
+        found = _found(request, names)
+        turns = _turns(request, names, request.who_speaks or found)
         people = []
         for region in dict.fromkeys(speaker.region for speaker in request.speakers):
             called = [name for name, speaker in zip(names, request.speakers, strict=True) if speaker.region == region]
             people.append(
                 Person(
                     name=f"speaker {', '.join(called)}",
+                    called=tuple(called),
                     mask=_mask(region, picture, size),
                     voices=tuple(voice for voice in voices if voice.speaker.region == region),
                     turns=tuple(turn for turn in turns if turn.speaker in called),
                 )
             )
-        yield Cast(people=tuple(people), heard=request.audio or _heard(voices, stack))
+        yield Cast(people=tuple(people), heard=request.audio or _heard(voices, stack), found=found)
 
 
-def _turns(request: Request, names: Sequence[str]) -> list[Turn]:
+def _found(request: Request, names: Sequence[str]) -> Path | None:
+    """The file of who speaks when, where that is to be found in the sound."""
+    if request.diarize is None:
+        return None
+    assert request.audio is not None
+    return turns_file(request.audio, names, request.diarize, beside=request.output or Path("video.mp4"))
+
+
+def _turns(request: Request, names: Sequence[str], said: Path | None) -> list[Turn]:
     """Turns on the video's clock, which may begin within the sound and be moved against it."""
-    said = request.who_speaks
-    if request.diarize is not None:
-        assert request.audio is not None
-        said = turns_file(request.audio, names, request.diarize, beside=request.output or Path("video.mp4"))
     if said is None:
         return []
     return moved_turns(read_turns(said, names), request.audio_offset / 1000 - request.audio_start)
@@ -158,6 +197,15 @@ def moved_turns(turns: Sequence[Turn], later: float) -> list[Turn]:
     """The turns so many seconds later, without those that end before 0."""
     moved = [replace(turn, start=max(0.0, turn.start + later), end=turn.end + later) for turn in turns]
     return [turn for turn in moved if turn.end > 0]
+
+
+def _clip_turns(plans: Sequence[ClipPlan], speakers: Sequence[str | None], fps: float) -> Iterator[Turn]:
+    """A turn a speaker for clips in a row."""
+    for said, clips in groupby(zip(plans, speakers, strict=True), key=lambda one: one[1]):
+        here = [plan for plan, _ in clips]
+        start, end = max(0, here[0].start_frame) / fps, here[-1].stop_frame / fps
+        for name in filter(None, (name.strip() for name in (said or "").split("+"))):
+            yield Turn(start=start, end=end, speaker=name)
 
 
 def _voice(speaker: Speaker, sound: Sound) -> Voice:

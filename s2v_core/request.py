@@ -148,7 +148,10 @@ class Request(ClipRequest):
         if self.say is not None and self.audio is not None:
             raise ConfigError("give either audio or words to say, not both")
         sound = Path("speech.wav") if self.say is not None else self.audio
-        check_speakers(self.speakers, sound, self.who_speaks, self.diarize)
+        told = self.who_speaks
+        if told is None and self.diarize is None and any(speaker.audio is None for speaker in self.speakers):
+            told = self.storyboard
+        check_speakers(self.speakers, sound, told, self.diarize)
         is_plain = self.driving_audio is None and self.driving_settings().is_plain
         if any(speaker.audio is not None for speaker in self.speakers) and not is_plain:
             raise ConfigError(

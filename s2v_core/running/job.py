@@ -88,6 +88,7 @@ def open_job(request: Request, components: Components) -> Iterator[Job]:
         pictures = {scene.image: read_picture(Path(scene.image)) for scene in scenes if scene.image is not None}
         plan = plan_job(request, components, size, driving, pose, scenes)
         clips, scripts = direct(plan.clips, plan.scenes)
+        cast = cast.directed(clips, [script.speaker for script in scripts], plan.fps)
         job = Job(
             request=request, picture=picture, cast=cast, driving=driving, pose=pose, scripts=scripts,
             pictures=pictures, plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks)),

@@ -6,6 +6,7 @@ Knows times and clip numbers; not what a prompt means, nor what is behind the na
     0:12.5 she laughs                               minutes:seconds; hours:minutes:seconds
     clip 5 [seed 7, guidance 6] she laughs again    from the fifth clip on
     0:40 [image smile.png]                          only another reference picture: the prompt stays
+    0:50 [speaker anna]                             from here on the sound is anna's; of both: anna+ben
 
 Lines without any time are one clip each, and the last one stays.
 """
@@ -24,8 +25,9 @@ from ..errors import ConfigError
 from ..times import SUCH_AS, clock, parse_seconds
 from ..types import ClipPlan
 
-SETTINGS = ("seed", "guidance", "image")
+SETTINGS = ("seed", "guidance", "image", "speaker")
 KEYS = ("at", "clip", "prompt", *SETTINGS)
+SAID = ("prompt", "seed", "guidance_scale", "image", "speaker")   # of a scene: what it may change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,7 @@ class Scene:
     seed: int | None = None               # of the scene's first clip; the clips after it draw from seed + 1, ...
     guidance_scale: float | None = None
     image: str | None = None              # another reference picture, as it was written
+    speaker: str | None = None            # whose the sound is; several names with + between them
 
     def __post_init__(self) -> None:
         if self.at is not None and self.clip is not None:
@@ -50,7 +53,7 @@ class Scene:
             raise ConfigError(f"seed must be 0 or more and below 2**63, got {self.seed}")
         if self.guidance_scale is not None and not self.guidance_scale >= 1:
             raise ConfigError(f"guidance must be 1 or more (1 switches it off), got {self.guidance_scale:g}")
-        if all(getattr(self, name) is None for name in ("prompt", "seed", "guidance_scale", "image")):
+        if all(getattr(self, name) is None for name in SAID):
             raise ConfigError(f"a scene changes something: give it one of prompt, {', '.join(SETTINGS)}")
 
     @property
@@ -63,7 +66,9 @@ class Scene:
         return f"clip {self.clip}" if self.clip is not None else clock(self.at or 0.0)
 
     def __str__(self) -> str:
-        said = [("seed", self.seed), ("guidance", self.guidance_scale), ("image", self.image)]
+        said = [
+            ("seed", self.seed), ("guidance", self.guidance_scale), ("image", self.image), ("speaker", self.speaker),
+        ]  # fmt: skip
         told = [] if self.prompt is None else [self.prompt]
         return ", ".join([*told, *(f"{name} {value}" for name, value in said if value is not None)])
 
@@ -88,6 +93,7 @@ class Script:
     prompt: str | None = None
     guidance_scale: float | None = None
     image: str | None = None
+    speaker: str | None = None
 
 
 # ---- onto the clips --------------------------------------------------------------------------------------------------
@@ -239,6 +245,7 @@ def _scene(said: Mapping[str, object]) -> Scene:
         seed=_number(said, "seed", int),
         guidance_scale=_number(said, "guidance", float),
         image=None if said.get("image") is None else str(said["image"]),
+        speaker=None if said.get("speaker") is None else str(said["speaker"]),
     )
 
 

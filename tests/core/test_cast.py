@@ -176,6 +176,29 @@ def test_one_sound_is_shared_out_by_who_speaks_when(folder):
         )
 
 
+def test_a_storyboard_shares_one_sound_out_clip_by_clip(folder):
+    people = ("region=0:0:0.4:1,name=anna", "region=0.6:0:1:1,name=ben")
+    starts = (-3, 5, 13, 21)
+    plans = [ClipPlan(index=i, start_frame=at, stop_frame=at + 8, seed=0, uses_motion=i > 0)
+             for i, at in enumerate(starts)]   # fmt: skip
+    with opened(folder, *people, audio=folder / "a.wav", storyboard=folder / "board.txt") as cast:
+        told = cast.directed(plans, ["ben", "anna", "anna", "anna+ben"], FPS)
+        track, _, (anna, ben) = features(folder, told)
+        heard, silence = track.window(0, 29), SilentFeatures(encode).window(0, 29)
+        for speaker, speaking in ((anna, range(5, 29)), (ben, [*range(5), *range(21, 29)])):
+            said = speaker.audio.window(0, 29)
+            assert [k for k in range(29) if torch.equal(said[..., k], heard[..., k])] == list(speaking)
+            assert [k for k in range(29) if torch.equal(said[..., k], silence[..., k])] == [
+                k for k in range(29) if k not in speaking
+            ]
+        with pytest.raises(ConfigError, match="'carl' is nobody's name; the speakers are anna, ben"):
+            cast.directed(plans[:1], ["carl"], FPS)
+        with pytest.raises(ConfigError, match="nobody says when speaker anna speaks"):
+            cast.directed(plans[:1], [None], FPS)
+        with pytest.raises(ConfigError, match="leave out one of the two"):
+            told.directed(plans[:1], ["anna"], FPS)
+
+
 def test_turns_are_on_the_clock_of_the_sound_also_where_the_video_begins_within_it(folder):
     (folder / "who.csv").write_text("0,0.5,1\n0.75,1.5,1\n")
     cut = {"audio_start": 0.5, "audio_offset": 125.0}   # the picture is two frames late

@@ -79,6 +79,11 @@ def test_what_a_scene_does_not_say_stays_and_seeds_count_from_its_first_clip():
     )
 
 
+def test_a_scene_may_say_whose_the_sound_is_from_there_on():
+    _, scripts = scripts_of("a\n0:05 [speaker anna] b\n0:15 [speaker anna+ben]")
+    assert [script.speaker for script in scripts] == [None, "anna", "anna", "anna+ben", "anna+ben"]
+
+
 def test_without_a_storyboard_nothing_is_told_and_seeds_stay():
     directed, scripts = direct(plans(), ())
     assert directed == plans() and set(scripts) == {Script()}
