@@ -191,6 +191,8 @@ OPTIONS: dict[str, Option] = {
                     "brings it); the wav is kept beside the output"),
         Option(name="voice", group=SOUND, metavar="NAME", parse=text,
                help="who says them: a language and a variant of espeak-ng, such as de or en-us+f3 (default: en-us)"),
+        Option(name="speech-speed", group=SOUND, metavar="WPM", parse=whole,
+               help="how fast: 80 to 450 words a minute (default: 175)"),
         Option(name="driving-audio", group=SOUND, metavar="FILE", parse=file,
                help="moves the mouth in place of what is heard: the vocals alone of a song, on the clock of --audio "
                     "(default: --audio)"),
@@ -207,6 +209,9 @@ OPTIONS: dict[str, Option] = {
         Option(name="noise-gate", group=SOUND, metavar="DB", parse=number,
                help="silence below a level, such as -45, in the driving sound, after --loudness: noise does not move "
                     "the mouth. What is heard stays as it is (default: off)"),
+        Option(name="isolate-voice", group=SOUND, parse=flag,
+               help="take the music out of the driving sound, before --loudness, by what comes again and again in it. "
+                    "Vocals from a separation program, as --driving-audio, are better. What is heard stays as it is"),
         Option(name="pose-video", group=POSE, metavar="FILE", parse=file,
                help="a video of drawn poses to follow, at any frame rate (default: free movement)"),
         Option(name="pose-footage", group=POSE, metavar="FILE", parse=file,

@@ -109,12 +109,14 @@ class Request(ClipRequest):
                                          # None: `say`, or the speakers' own voices together
     say: str | None = None               # words to speak in place of `audio`; the wav is written beside the output
     voice: str | None = None             # espeak-ng's name of who says them; None: "en-us"
+    speech_speed: int | None = None      # words a minute; None: 175
     driving_audio: Path | None = None    # what moves the mouth, on the clock of `audio`; None: what is heard
     audio_start: float = 0.0             # seconds of the sound: the video begins there
     audio_end: float | None = None       # None: the sound's end
     audio_offset: float = 0.0            # milliseconds that the picture moves later than the sound
     loudness: float | None = None        # LUFS that the driving sound is brought to; None: as it is
     noise_gate: float | None = None      # dB below which the driving sound is silence; None: never
+    isolate_voice: bool = False          # take the music out of the driving sound
     speakers: tuple[Speaker, ...] = ()   # who speaks, and where; none: everybody in the picture hears `audio`
     who_speaks: Path | None = None       # a file that shares `audio` out to speakers: `speakers.py` says how
     diarize: int | None = None           # or so many voices are told from each other in it, and shared out
@@ -156,7 +158,8 @@ class Request(ClipRequest):
         if any(speaker.audio is not None for speaker in self.speakers) and not is_plain:
             raise ConfigError(
                 "speakers who have audio of their own are driven by it as it is: leave out driving_audio, audio_start, "
-                "audio_end, audio_offset, loudness and noise_gate, or share one audio out with who_speaks"
+                "audio_end, audio_offset, loudness, noise_gate and isolate_voice, or share one audio out (who_speaks, "
+                "diarize)"
             )
 
     def _check_pose(self) -> None:
@@ -180,6 +183,7 @@ class Request(ClipRequest):
             offset=self.audio_offset,
             loudness=self.loudness,
             gate=self.noise_gate,
+            isolate_voice=self.isolate_voice,
         )
 
     def pose_control(self) -> PoseControl:

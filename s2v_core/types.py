@@ -171,6 +171,7 @@ class DrivingSettings:
     offset: float = 0.0             # milliseconds that the picture moves later than the sound
     loudness: float | None = None   # LUFS that the driving sound is brought to; None: as it is
     gate: float | None = None       # dB below which the driving sound is silence; None: never
+    isolate_voice: bool = False     # take the music out of the driving sound, before the two above
 
     def __post_init__(self) -> None:
         if not self.start >= 0:

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..media.audio_io import sound_statistics
 from ..types import DrivingSettings
 from .audio import SoundSource
+from .isolation import isolate_voice
 from .sound_cleaning import clean
 
 
@@ -32,7 +33,7 @@ class Driving:
 def drive(heard: SoundSource, separate: SoundSource | None, settings: DrivingSettings) -> Driving:
     """The sound that drives: the heard one, or a separate one on the same clock, as long as what is heard.
 
-    Raises: ConfigError where nothing is left; MediaError where the gate leaves nothing.
+    Raises: ConfigError where nothing is left; MediaError where the gate, or taking the music out, leaves nothing.
     """
     start, seconds = stretch(heard.duration, settings.start, settings.end)
     source, remarks = separate or heard, []
@@ -49,6 +50,8 @@ def drive(heard: SoundSource, separate: SoundSource | None, settings: DrivingSet
     begin = start - exact(settings.offset / 1000)
     if begin or seconds != source.duration:
         source = Excerpt(source, start=begin, duration=seconds)
+    if settings.isolate_voice:
+        source = isolate_voice(source)
     sound = clean(source, loudness=settings.loudness, gate=settings.gate)
     return Driving(sound=sound, start=start, seconds=seconds, remarks=tuple(remarks))
 

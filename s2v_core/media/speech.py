@@ -21,41 +21,47 @@ from ..errors import ConfigError, OutputError
 log = logging.getLogger(__name__)
 
 VOICE = "en-us"
+SPEED = 175                  # words a minute, espeak-ng's own
+SLOWEST, FASTEST = 80, 450
 TIME_LIMIT = 600   # seconds for the program to speak: an hour of speech takes some ten
 
 # Of espeak-ng's speak_lib.h.
-SYNCHRONOUS, BY_CHARACTERS, IN_UTF8 = 2, 1, 1
+SYNCHRONOUS, BY_CHARACTERS, IN_UTF8, RATE = 2, 1, 1, 1
 
 
-def speech_file(text: str, voice: str, beside: Path) -> Path:
+def speech_file(text: str, voice: str, beside: Path, speed: int = SPEED) -> Path:
     """The words as a wav beside a file, under a name of its own; one that is there is used again.
 
     Args:
         voice: a language or voice of espeak-ng: "en-us", "de", "fr+f3".
         beside: talk.mp4 gives talk.mp4.say-1f2e3d4c.wav.
+        speed: words a minute.
 
-    Raises: ConfigError for nothing to say, an unknown voice, and where espeak-ng is missing; OutputError.
+    Raises: ConfigError for nothing to say, an unknown voice, an impossible speed, and where espeak-ng is missing;
+        OutputError.
     """
-    name = hashlib.sha256(f"{voice}\n{text}".encode()).hexdigest()[:8]
+    name = hashlib.sha256(f"{voice}\n{speed}\n{text}".encode()).hexdigest()[:8]
     path = beside.with_name(f"{beside.name}.say-{name}.wav")
     if not path.is_file():
-        write_speech(text, voice, path)
+        write_speech(text, voice, path, speed)
         log.info("%s says: %s", path, text if len(text) < 60 else text[:57] + "...")
     return path
 
 
-def write_speech(text: str, voice: str, path: Path) -> None:
+def write_speech(text: str, voice: str, path: Path, speed: int = SPEED) -> None:
     """The words as a mono 16-bit wav, which appears complete or not at all. Raises: as `speech_file`."""
     if not any(letter.isalnum() for letter in text):
         raise ConfigError(f"there is nothing to say in {text!r}; give words")
+    if not SLOWEST <= speed <= FASTEST:
+        raise ConfigError(f"speech goes at {SLOWEST} to {FASTEST} words a minute (usual: {SPEED}), got {speed}")
     partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         program = espeak_program()
         if program is not None:
-            speak_by_program(program, text, voice, partial)
+            speak_by_program(program, text, voice, partial, speed=speed)
         else:
-            _by_package(text, voice, partial)
+            _by_package(text, voice, partial, speed)
         os.replace(partial, path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
@@ -98,7 +104,23 @@ def _unknown(voice: str, said: str) -> ConfigError:
     )
 
 
-def _by_package(text: str, voice: str, path: Path) -> None:
+class _Voice(ctypes.Structure):
+    """espeak_VOICE of speak_lib.h."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("languages", ctypes.c_char_p),
+        ("identifier", ctypes.c_char_p),
+        ("gender", ctypes.c_ubyte),
+        ("age", ctypes.c_ubyte),
+        ("variant", ctypes.c_ubyte),
+        ("unused", ctypes.c_ubyte),
+        ("score", ctypes.c_int),
+        ("spare", ctypes.c_void_p),
+    ]
+
+
+def _by_package(text: str, voice: str, path: Path, speed: int) -> None:
     try:
         import espeakng_loader
     except ImportError:
@@ -110,8 +132,8 @@ def _by_package(text: str, voice: str, path: Path) -> None:
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0)
     if rate <= 0:
         raise OutputError(f"espeak-ng finds no voices in {data}; install espeakng-loader again")
-    if library.espeak_SetVoiceByName(voice.encode()):
-        raise _unknown(voice, "no such voice")
+    _take_voice(library, voice)
+    library.espeak_SetParameter(RATE, speed, 0)
     pieces: list[np.ndarray] = []
 
     def take(samples: object, count: int, _events: object) -> int:
@@ -129,3 +151,16 @@ def _by_package(text: str, voice: str, path: Path) -> None:
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes(np.concatenate([*pieces, np.zeros(0, np.int16)]).astype("<i2").tobytes())
+
+
+def _take_voice(library: ctypes.CDLL, voice: str) -> None:
+    """By its name, such as de, or by a language that several voices speak, such as en-gb; then its variant."""
+    language, plus, variant = voice.partition("+")
+    library.espeak_GetCurrentVoice.restype = ctypes.POINTER(_Voice)
+    if library.espeak_SetVoiceByName(language.encode()):
+        spoken = _Voice(languages=language.encode())
+        if library.espeak_SetVoiceByProperties(ctypes.byref(spoken)):
+            raise _unknown(voice, "no such voice")
+    name = library.espeak_GetCurrentVoice().contents.identifier + f"{plus}{variant}".encode()
+    if plus and (library.espeak_SetVoiceByName(name) or library.espeak_GetCurrentVoice().contents.identifier != name):
+        raise _unknown(voice, "no such variant")

@@ -22,7 +22,7 @@ from ..conditioning.pose_footage import drawn_poses, skeleton_finder
 from ..geometry import VideoSize, fit_size
 from ..media.audio_io import open_sound
 from ..media.image_io import read_picture
-from ..media.speech import VOICE, speech_file
+from ..media.speech import SPEED, VOICE, speech_file
 from ..media.video_io import TimedFrame, probe_video, read_timed_frames, require_writable
 from ..request import Request
 from ..video.color import ColourMatch, Grade
@@ -100,7 +100,9 @@ def open_job(request: Request, components: Components) -> Iterator[Job]:
 def _say(request: Request) -> Path:
     """The words of a request, spoken; beside its output."""
     assert request.say is not None
-    return speech_file(request.say, request.voice or VOICE, request.output or Path("video.mp4"))
+    beside = request.output or Path("video.mp4")
+    speed = SPEED if request.speech_speed is None else request.speech_speed
+    return speech_file(request.say, request.voice or VOICE, beside, speed)
 
 
 def _open_pose(request: Request, size: VideoSize) -> PoseVideo | None:

@@ -108,7 +108,9 @@ def test_an_offset_moves_the_picture_and_leaves_the_sound(pipe, media, tmp_path)
     assert not np.array_equal(made(pipe, media, tmp_path), expected)
 
 
-@pytest.mark.parametrize("said", [{"loudness": -23.0}, {"noise_gate": -30.0}], ids=lambda said: next(iter(said)))
+@pytest.mark.parametrize(
+    "said", [{"loudness": -23.0}, {"noise_gate": -30.0}, {"isolate_voice": True}], ids=lambda said: next(iter(said))
+)
 def test_cleaning_changes_what_drives_and_not_what_is_heard(pipe, media, tmp_path, said):
     fading = np.concatenate([voice(2.0, seed=1), 0.03 * voice(3.0, seed=2)])
     plain = {"audio": write(tmp_path / "fading.wav", fading), "audio_end": None, "num_frames": 8}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import wave
 
@@ -62,7 +63,20 @@ def test_the_wav_lies_beside_the_video_and_is_made_once(program, tmp_path):
     assert speech_file("hello", "en-us", video) == first and not (program / "asked.json").exists()
     assert first.parent == tmp_path and first.name.startswith("talk.mp4.say-") and first.suffix == ".wav"
     others = {speech_file(text, voice, video) for text, voice in [("hello", "de"), ("bye", "en-us")]}
-    assert len({first, *others}) == 3
+    assert len({first, *others, speech_file("hello", "en-us", video, 120)}) == 4
+
+
+@pytest.mark.parametrize("speed", [79, 451])
+def test_a_speed_that_nobody_speaks_at_is_refused(program, tmp_path, speed):
+    with pytest.raises(ConfigError, match=f"80 to 450 words a minute .*, got {speed}"):
+        write_speech("hello", "en-us", tmp_path / "say.wav", speed)
+    assert os.listdir(tmp_path) == ["bin"]
+
+
+def test_the_program_is_told_the_speed(program, tmp_path):
+    write_speech("hello", "en-us", tmp_path / "say.wav", 120)
+    words, _ = json.loads((program / "asked.json").read_text())
+    assert words[words.index("-s") + 1] == "120"
 
 
 def test_an_unknown_voice_is_named(program, tmp_path):
@@ -94,5 +108,17 @@ def test_the_package_speaks_by_itself_louder_than_silence_and_longer_for_more_wo
         write_speech(text, speech.VOICE, tmp_path / f"{name}.wav")
     short, long = (samples_of(tmp_path / f"{name}.wav") for name in ("short", "long"))
     assert np.abs(short).max() > 3000 and len(long) > 3 * len(short) > 5000
-    with pytest.raises(ConfigError, match="voice 'nobody'"):
-        write_speech("hello", "nobody", tmp_path / "none.wav")
+    for voice in ("nobody", "de+nobody", "xx+f2"):
+        with pytest.raises(ConfigError, match=rf"voice '{re.escape(voice)}'"):
+            write_speech("hello", voice, tmp_path / "none.wav")
+    assert not (tmp_path / "none.wav").exists()
+
+
+def test_the_package_speaks_languages_variants_and_slowly(no_program, tmp_path):
+    said = {}
+    for voice in ("en-us", "en-gb", "en-gb+f2", "de", "de+f2", "fr-fr"):   # en-gb and fr-fr are spoken by en and fr
+        write_speech("Good morning.", voice, tmp_path / "say.wav")
+        said[voice] = samples_of(tmp_path / "say.wav").tobytes()
+    assert len(set(said.values())) == len(said)
+    write_speech("Good morning.", "en-us", tmp_path / "slow.wav", 90)
+    assert len(samples_of(tmp_path / "slow.wav")) > 1.5 * len(said["en-us"]) / 2
