@@ -6,6 +6,7 @@ Knows the nodes' names; what they do is in their files.
 from __future__ import annotations
 
 from . import audio, clip, dub, loaders, pose, say, speaker, storyboard, video
+from .faster import FasterSampling
 from .host import ComfyExtension, io
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -23,6 +24,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     pose.PoseFromFootage,
     video.LongVideo,
     dub.DubVideo,
+    FasterSampling,
 )
 
 

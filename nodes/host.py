@@ -307,3 +307,30 @@ def after_sampling(model: ModelPatcher, name: str, then: Callable[[], None]) -> 
             then()
 
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, name, around)
+
+
+def around_guidance(
+    model: ModelPatcher,
+    name: str,
+    around: Callable[[Callable[[], Tensor], Callable[[], Tensor], Tensor, float, Sequence[float]], Tensor],
+) -> None:
+    """Let `around` give the clean estimate of every step of the model and its clones, whatever samples and guides.
+
+    Args:
+        around: `(guided, alone, x, sigma, sigmas)`: two functions that evaluate the model, as guidance would and under
+            the positive conditioning alone; the latents; their noise level; and all levels of the run.
+    """
+
+    def wrapped(
+        executor: Callable[..., Tensor], x: Tensor, timestep: Tensor, options: dict, seed: int | None = None
+    ) -> Tensor:
+        guider = executor.class_obj
+
+        def alone() -> Tensor:
+            told = [guider.conds["positive"]]
+            return comfy.samplers.calc_cond_batch(guider.inner_model, told, x, timestep, options)[0]
+
+        levels = options["transformer_options"]["sample_sigmas"].tolist()
+        return around(lambda: executor(x, timestep, options, seed), alone, x, float(timestep[0]), levels)
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, name, wrapped)

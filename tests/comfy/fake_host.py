@@ -128,7 +128,9 @@ def fake_modules(root):
         "comfy.model_patcher": {"ModelPatcher": object, "LowVramPatch": type("LowVramPatch", (), {})},
         "comfy.ops": {"manual_cast": layers, "CastWeightBiasOp": type("CastWeightBiasOp", (), {})},
         "comfy.patcher_extension": {
-            "WrappersMP": SimpleNamespace(DIFFUSION_MODEL="diffusion", OUTER_SAMPLE="outer"),
+            "WrappersMP": SimpleNamespace(
+                DIFFUSION_MODEL="diffusion", OUTER_SAMPLE="outer", PREDICT_NOISE="predict",
+            ),
             "get_all_wrappers": lambda kind, options: [], "WrapperExecutor": WrapperExecutor,
         },
         "comfy.samplers": {
