@@ -6,7 +6,6 @@ Knows names and files; how voices are told from each other is `conditioning/diar
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,6 @@ from .errors import OutputError
 from .media.audio_io import check_sound_file, open_sound
 from .speakers import Turn, turns_text
 from .video.take import file_digest
-
-log = logging.getLogger(__name__)
 
 
 def find_turns(
@@ -53,7 +50,6 @@ def turns_file(audio: Path, names: Sequence[str], num_voices: int, *, beside: Pa
     if not path.is_file():
         with open_sound(audio) as sound:
             _write(turns_text(find_turns(sound, names, num_voices), names), path)
-        log.info("who speaks when is in %s: correct it there and make the video again", path)
     return path
 
 

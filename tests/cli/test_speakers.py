@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+from s2v_core import who_speaks
 from s2v_core.cli import main
 from s2v_core.video import take
 
@@ -111,6 +112,31 @@ def test_one_sound_shared_out_changes_who_moves(folder, plain):
     assert not any(np.array_equal(a, b) for a, b in itertools.combinations(found, 2))
 
 
+def test_voices_found_in_one_sound_are_shared_out_as_the_file_beside_the_video_says(folder, capsys, monkeypatch):
+    class Halves:
+        """Hears speech everywhere, and another voice in each half of the sound."""
+
+        def speech(self, sound):
+            return [(0, sound.num_samples // 2), (sound.num_samples // 2 + 800, sound.num_samples)]
+
+        def prints(self, windows):
+            self.heard = getattr(self, "heard", -1) + 1
+            return np.eye(2)[[self.heard] * len(windows)]
+
+    monkeypatch.setattr(who_speaks, "voice_engine", Halves)
+    people = ("--speaker", "region=0:0:0.5:1,name=anna", "--speaker", "region=0.5:0:1:1,name=ben")
+    words = ("--audio", folder / "a.wav", *people, "--frames", 60)
+    assert run(folder, "found.mp4", *words, "--diarize", "2") == 0
+    told, written = capsys.readouterr().err, next(folder.glob("found.mp4.who-speaks-*.csv"))
+    assert f"who speaks when is in {written}: correct it there" in told
+    assert "speaker anna: 0.00 to 0.35 s" in told and "speaker ben: 0.40 to 0.70 s" in told
+    assert run(folder, "written.mp4", *words, "--who-speaks", written) == 0
+    assert np.array_equal(pictures_of(folder / "found.mp4"), pictures_of(folder / "written.mp4"))
+    written.write_text("start,end,speaker\n0.1,0.2,ben\n")
+    assert run(folder, "found.mp4", *words, "--diarize", "2", "--dry-run") == 0
+    assert "speaker ben: 0.10 to 0.20 s" in capsys.readouterr().out, "corrected by hand, and used"
+
+
 def test_a_job_file_lists_speakers(folder, expected, capsys):
     job = {
         "image": "face.png", "output": "job.mp4", "steps": 1, "size": "64x64", "fps": 120,
@@ -130,6 +156,9 @@ def test_a_job_file_lists_speakers(folder, expected, capsys):
         (("--speaker", "audio={folder}/none.wav,region=0:0:1:1"), "there is no sound file"),
         (("--speaker", "audio={folder}/a.wav,region=0:0:500:9"), "reaches beyond the picture, which is 80x64"),
         (("--audio", "{folder}/a.wav", "--who-speaks", "{folder}/none.csv"), "give each of them with its region"),
+        (("--audio", "{folder}/a.wav", "--diarize", "2"), "give each of them with its region"),
+        (("--audio", "{folder}/a.wav", "--diarize", "0", "--speaker", "region=0:0:1:1"), "number of voices"),
+        (("--audio", "{folder}/a.wav", "--diarize", "1", "--who-speaks", "x.csv"), "says who speaks when, or"),
         (("--audio", "{folder}/a.wav", "--sync-strength", "-1"), "sync strength must be 0 or more"),
         (("--audio", "{folder}/a.wav", "--sync-strength", "2", "--audio-guidance", "3"), "give one of them"),
     ],
