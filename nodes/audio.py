@@ -44,6 +44,10 @@ class AudioEncode(io.ComfyNode):
                                  tooltip="From the last S2V Speaker: each voice moves the mouth in its own region, in "
                                          "place of audio, which is only heard. Or from S2V Who Speaks: audio is shared "
                                          "out. Trimmed and moved alike."),
+                io.Boolean.Input("isolate_voice", default=False, optional=True,
+                                 tooltip="Take the music out of the sound that moves the mouth, before loudness, by "
+                                         "what comes again and again in it. Vocals from a separation program, as "
+                                         "driving_audio, are better. What is heard stays as it is."),
             ],
             outputs=[
                 DrivingSoundIO.Output(display_name="s2v_audio", tooltip="For the S2V nodes."),
@@ -67,15 +71,17 @@ class AudioEncode(io.ComfyNode):
         loudness: float = 0.0,
         noise_gate: float = 0.0,
         speakers: tuple | None = None,
+        isolate_voice: bool = False,
     ) -> io.NodeOutput:
         from .sound import DrivingSound, encode_with, trimmed
         from .voices import check_driven
 
         if speakers:
-            check_driven(speakers, driving_audio)
+            check_driven(speakers, driving_audio, isolate_voice)
         heard, driving = trimmed(audio, driving_audio, start=start, end=end, offset=offset)
         sound = DrivingSound(
             heard, driving, encode_with(audio_encoder),
-            loudness=loudness, noise_gate=noise_gate, speakers=speakers or (), speakers_later=offset - start,
+            loudness=loudness, noise_gate=noise_gate, isolate=isolate_voice,
+            speakers=speakers or (), speakers_later=offset - start,
         )  # fmt: skip
         return io.NodeOutput(sound, heard.as_audio(), sound.encoder_output(), float(heard.seconds))

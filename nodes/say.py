@@ -5,7 +5,7 @@ Knows widgets; who speaks is the core's business.
 
 from __future__ import annotations
 
-from ..s2v_core.media.speech import VOICE
+from ..s2v_core.media.speech import FASTEST, SLOWEST, SPEED, VOICE
 from . import host
 from .host import io
 from .sockets import CATEGORY
@@ -28,15 +28,17 @@ class Say(io.ComfyNode):
                 io.String.Input("voice", default=VOICE,
                                 tooltip="Who says it: a language of espeak-ng and a variant, such as en-us, de or "
                                         "en-us+f3."),
+                io.Int.Input("speed", default=SPEED, min=SLOWEST, max=FASTEST, optional=True,
+                             tooltip="Words a minute, 80 to 450."),
             ],
             outputs=[io.Audio.Output("audio", display_name="audio", tooltip="For S2V Audio Encode, or Save Audio.")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, text: str, voice: str) -> io.NodeOutput:
+    def execute(cls, text: str, voice: str, speed: int = SPEED) -> io.NodeOutput:
         from ..s2v_core.media.speech import speech_file
         from .run import FOLDER
         from .waveform import read_wav
 
-        spoken = speech_file(text, voice.strip() or VOICE, host.output_folder() / FOLDER / "speech")
+        spoken = speech_file(text, voice.strip() or VOICE, host.output_folder() / FOLDER / "speech", speed)
         return io.NodeOutput(read_wav(spoken).as_audio())

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..s2v_core.cast import Cast
 from ..s2v_core.conditioning.audio import SoundFeatures, SoundSource, read_normalised
 from ..s2v_core.conditioning.driving import exact
+from ..s2v_core.conditioning.isolation import isolate_voice
 from ..s2v_core.conditioning.sound_cleaning import clean
 from ..s2v_core.config import SAMPLE_RATE
 from ..s2v_core.errors import ConfigError
@@ -69,12 +70,14 @@ class DrivingSound:
         *,
         loudness: float = 0.0,
         noise_gate: float = 0.0,
+        isolate: bool = False,
         speakers: tuple[Spoken, ...] = (),
         speakers_later: float = 0.0,
     ) -> None:
         """`loudness` (LUFS) and `noise_gate` (dB) are of what drives; 0 is off.
 
         Args:
+            isolate: take the music out of what drives, first.
             speakers: voices that drive in place of `driving`, each in its own region.
             speakers_later: seconds by which the video comes to them later than they say.
         """
@@ -82,7 +85,8 @@ class DrivingSound:
         self.speakers = speakers
         self._speakers_later = exact(speakers_later)
         self._settings = DrivingSettings(loudness=loudness or None, gate=noise_gate or None)
-        self.sound = self._cleaned(sound_from_waveform(driving.samples, driving.sample_rate))
+        drives = sound_from_waveform(driving.samples, driving.sample_rate)
+        self.sound = self._cleaned(isolate_voice(drives) if isolate else drives)
         self._encode = encode
         self._features: dict[float, SoundFeatures] = {}
         self._encoder_digest = ""

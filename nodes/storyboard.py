@@ -26,8 +26,8 @@ class Storyboard(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder, as for CLIP Text Encode."),
                 io.String.Input("text", multiline=True, default=EXAMPLE,
                                 tooltip="A prompt per line, with its time before it: 0:12.5 (minutes:seconds), or "
-                                        "clip 3. Lines without times are a clip each. [seed 7, guidance 6, image 2] "
-                                        "before a prompt changes these too."),
+                                        "clip 3. Lines without times are a clip each. [seed 7, guidance 6, image 2, "
+                                        "speaker anna] before a prompt changes these too."),
                 io.Image.Input("images", optional=True,
                                tooltip="Pictures that [image 2] in the text names, by their numbers, from 1."),
             ],

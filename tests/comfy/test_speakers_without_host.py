@@ -146,6 +146,55 @@ def test_speakers_and_driving_audio_are_not_both_taken(pack):
         )
 
 
+def test_who_speaks_when_is_found_where_the_sound_is_connected(pack, monkeypatch):
+    voices, turn = part(pack, "nodes.voices"), part(pack, "s2v_core.speakers").Turn
+    asked = []
+
+    def find(sound, names, num_voices):
+        asked.append((float(sound.duration), list(names), num_voices))
+        return turn(start=0.0, end=1.25, speaker="anna"), turn(start=1.25, end=2.0, speaker="voice 3")
+
+    monkeypatch.setattr(voices, "find_turns", find)
+    spoken = [voices.stand(name, None, BOXES["all"]) for name in ("anna", "")]
+    out = part(pack, "nodes.speaker").WhoSpeaks.execute(spoken, "not read", audio=noise(2.0), voices=3)
+    assert asked == [(2.0, ["anna", "2"], 3)]
+    shared, text = out.args
+    assert [[(t.start, t.end) for t in one.turns] for one in shared] == [[(0.0, 1.25)], []]
+    assert "0.00,1.25,anna" in text and "# 1.25,2.00,voice 3" in text
+
+
+def test_a_storyboard_says_clip_by_clip_whose_the_sound_is(pack):
+    timeline, types = part(pack, "s2v_core.video.timeline"), part(pack, "s2v_core.types")
+    board, voices = part(pack, "s2v_core.video.storyboard"), part(pack, "nodes.voices")
+    plans = timeline.plan_clips(64, types.ClipSettings(frames=16), seed=0, start_from_image=True)
+    scenes = board.parse_storyboard("clip 2 [speaker anna] she talks\nclip 4 [speaker anna+ben]")
+    _, scripts = board.direct(plans, board.place_scenes(scenes, plans, FPS))
+    spoken = tuple(voices.stand(name, None, BOXES[box]) for name, box in (("anna", "left"), ("ben", "right")))
+    sound = driving(pack, spoken, part(pack, "nodes.waveform").waveform_of(noise(4.0)))
+    told = [script.speaker for script in scripts]
+    anna, ben = cast(pack, sound).directed(plans, told, FPS).people
+    assert [[(t.start, t.end) for t in one.turns] for one in (anna, ben)] == [[(1.0, 3.0), (3.0, 4.0)], [(3.0, 4.0)]]
+    with pytest.raises(Exception, match="the storyboard's speaker 'ben' is nobody's name; the speakers are anna"):
+        cast(pack, driving(pack, spoken[:1], sound.heard)).directed(plans, told, FPS)
+    turned = voices.share_out(spoken, "0,1,anna")
+    with pytest.raises(Exception, match="leave out one of the two"):
+        cast(pack, driving(pack, turned, sound.heard)).directed(plans, told, FPS)
+
+
+def test_a_face_of_the_picture_is_a_place_too_and_a_mask_comes_first(pack, monkeypatch):
+    voices, core = part(pack, "nodes.voices"), part(pack, "s2v_core.cast")
+    monkeypatch.setattr(core, "_face_box", lambda face, picture: ((face.number - 1) * 128, 0, face.number * 128, 128))
+    one = voices.stand("anna", None, BOXES["left"], 2)
+    shared = voices.share_out([one, voices.stand("ben", None, BOXES["all"], 1)], "0,1,anna")
+    anna, ben = cast(pack, driving(pack, shared, part(pack, "nodes.waveform").waveform_of(noise(1.0)))).people
+    assert anna.mask[:, 9:].all() and not anna.mask[:, :7].any() and ben.mask[:, :7].all()
+    mask = torch.zeros(1, 128, 256)
+    mask[..., :128] = 1
+    masked = voices.speak(noise(1.0), mask, BOXES["all"], start=0.0, end=0.0, face=2)
+    (person,) = cast(pack, driving(pack, (masked,), masked.waveform)).people
+    assert person.mask[:, :7].all() and not person.mask[:, 9:].any()
+
+
 # ---- in the model ----------------------------------------------------------------------------------------------------
 
 
@@ -248,8 +297,11 @@ def test_voices_and_people_of_one_sound_are_not_mixed_and_people_need_their_turn
         voices.mixed((person, voice))
     with pytest.raises(Exception, match="no audio of their own"):
         voices.share_out((person, voice), "0,1,anna")
-    with pytest.raises(Exception, match="put S2V Who Speaks between"):
-        hear(noise(1.0), None, 0.0, 0.0, 0.0, speakers=(person,))
+    with pytest.raises(Exception, match="switch isolate_voice off"):
+        hear(noise(1.0), None, 0.0, 0.0, 0.0, speakers=(voice,), isolate_voice=True)
+    sound = driving(pack, (person,), voice.waveform)
+    with pytest.raises(Exception, match="nobody says when speaker anna speaks"):
+        cast(pack, sound).directed((), (), FPS)
 
 
 def test_the_vocals_of_a_shared_sound_are_shared_out_in_its_place(pack):

@@ -6,6 +6,7 @@ import asyncio
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,6 +195,16 @@ def test_cleaning_is_for_the_driving_sound_and_not_for_the_heard_one(pack):
     plain, gated = (sound.DrivingSound(waveform, waveform, None, noise_gate=gate) for gate in (0.0, -45.0))
     assert plain.sound.read(24000, 32000).any() and not gated.sound.read(24000, 32000).any()
     assert torch.equal(gated.heard.samples, hiss) and plain.heard_digest() == gated.heard_digest()
+
+
+def test_the_voice_is_isolated_in_the_driving_sound_and_not_in_the_heard_one(pack):
+    sound, isolation = part(pack, "nodes.sound"), part(pack, "s2v_core.conditioning.isolation")
+    waveform = part(pack, "nodes.waveform").read_wav(ROOT / "samples" / "song.wav")
+    plain, voice = (sound.DrivingSound(waveform, waveform, None, isolate=isolate) for isolate in (False, True))
+    alone = isolation.isolate_voice(plain.sound)
+    assert np.array_equal(voice.sound.read(0, 32000), alone.read(0, 32000))
+    assert not np.allclose(voice.sound.read(0, 32000), plain.sound.read(0, 32000), atol=1e-2)
+    assert torch.equal(voice.heard.samples, waveform.samples)
 
 
 def test_whole_number_samples_become_fractions_of_full_scale(pack):
