@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import tarfile
 import tempfile
 import weakref
@@ -33,6 +34,8 @@ from ..media.audio_io import open_sound, sound_from_waveform
 from ..media.video_io import probe_video, read_timed_frames
 from .config import PrecomputeConfig
 from .synthetic import FPS, SyntheticClip
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("video", "audio", "prompt", "pose", "face_boxes")
 STEP = SPATIAL_STRIDE * PATCH
@@ -86,7 +89,7 @@ class FootageItem(Protocol):
 def find_footage(config: PrecomputeConfig) -> list[FootageItem]:
     """What the configuration names, in a fixed order.
 
-    Raises: ConfigError for a folder without metadata, or metadata that cannot be read.
+    Raises: ConfigError for a folder without metadata, metadata that cannot be read, or shards of which none can.
     """
     if config.source == "synthetic":
         return [SyntheticItem(config.seed + index, config) for index in range(config.num_videos)]
@@ -95,7 +98,10 @@ def find_footage(config: PrecomputeConfig) -> list[FootageItem]:
         raise ConfigError(f"precompute needs a folder of videos or 'synthetic' as its source, got {config.source!r}")
     shards = sorted(folder.glob("*.tar"))
     if shards:
-        return [item for shard in shards for item in read_shard(shard, config)]
+        items: list[FootageItem] = [item for shard in shards for item in read_shard(shard, config)]
+        if not items:
+            raise ConfigError(f"{folder} has {len(shards)} shards, and not one video in them that can be read")
+        return items
     return [FileItem(folder, row, config) for row in read_metadata(folder)]
 
 
@@ -251,20 +257,19 @@ def read_shard(path: Path, config: PrecomputeConfig) -> list[FootageItem]:
     """The samples of a webdataset shard: files of one name with different endings.
 
     `.mp4` (or another video), optionally `.wav` (or another sound), `.pose.mp4`, `.txt` (the prompt) and `.json`
-    (`prompt`, `face_boxes`). Samples without a video are left out.
-
-    Raises: ConfigError for a file that is no tar archive.
+    (`prompt`, `face_boxes`). Samples without a video are left out; of a shard that is cut off, or is none, what lies
+    behind the fault is, with a word.
     """
-    samples: dict[str, dict[str, str]] = {}
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 key, _, ending = name.partition(".")
                 if member.isfile() and key:
-                    samples.setdefault(f"{folder}/{key}", {})[ending.lower()] = member.name
+                    samples.setdefault(f"{folder}/{key}", {})[ending.lower()] = member
     except (tarfile.TarError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as a webdataset shard: {error}") from error
+        log.warning("%s cannot be read as a webdataset shard to its end (%s): %d samples", path, error, len(samples))
     return [ShardItem(path, members, config) for members in samples.values() if set(members) & set(_KINDS["video"])]
 
 
@@ -273,12 +278,12 @@ class ShardItem:
     """A sample of a shard; its files are unpacked while it is open."""
 
     shard: Path
-    members: dict[str, str]   # ending -> name in the archive
+    members: dict[str, tarfile.TarInfo]   # by ending
     config: PrecomputeConfig
 
     @property
     def name(self) -> str:
-        return f"{self.shard.name}:{next(iter(self.members.values()))}"
+        return f"{self.shard.name}:{next(iter(self.members.values())).name}"
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -314,9 +319,9 @@ def _told(name: str, content: bytes) -> dict[str, Any]:
         raise MediaError(f"{name}: its .json is no JSON object") from error
 
 
-def _content(archive: tarfile.TarFile, member: str) -> bytes:
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    assert file is not None, member
+    assert file is not None, member.name
     return file.read()
 
 

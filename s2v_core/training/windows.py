@@ -104,8 +104,11 @@ def save_window(path: Path, window: Window, *, fingerprint: str, model: str) -> 
     Raises: OutputError when the disk does not take it.
     """
     tensors = {name: t.to(STORED).contiguous() for name, t in window.tensors().items()}
-    metadata = {"prompt": window.prompt, "fingerprint": fingerprint, "model": model}
-    partial = path.with_suffix(f".{launched()[0]}.partial")   # several ranks may write one window at a time
+    _save(path, tensors, {"prompt": window.prompt, "fingerprint": fingerprint, "model": model})
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    partial = path.with_suffix(f".{launched()[0]}.partial")   # several ranks may write one file at a time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata=metadata)
@@ -152,8 +155,7 @@ def batch_windows(windows: Sequence[Window]) -> Batch:
 
 def save_empty_prompt(folder: Path, embeds: Tensor) -> None:
     """The prompt that stands for none, [L, D], beside windows that hold embeds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({EMPTY_PROMPT: embeds.float().contiguous()}, folder / f"{EMPTY_PROMPT}.embeds")
+    _save(folder / f"{EMPTY_PROMPT}.embeds", {EMPTY_PROMPT: embeds.float().contiguous()})
 
 
 def load_empty_prompt(folder: Path) -> Tensor:

@@ -237,9 +237,27 @@ def test_a_shard_gives_the_windows_that_its_files_would(tmp_path, encoders):
     a, b = (load_window(find_windows([c.windows])[0]) for c in (config, of_shard))
     assert a.prompt == b.prompt == "noise" and len(a.tensors()) == 6
     assert all(torch.equal(tensor, b.tensors()[name]) for name, tensor in a.tensors().items())
-    (shards / "1.tar").write_bytes(b"not a tar")
-    with pytest.raises(ConfigError, match="1.tar cannot be read as a webdataset shard"):
-        find_footage(of_shard)
+
+
+def test_of_a_shard_that_is_cut_off_the_whole_samples_are_used_and_one_that_is_none_is_passed_over(
+    tmp_path, encoders, caplog
+):
+    folder, shards = make_folder(tmp_path / "d", size=(64, 64)), tmp_path / "shards"
+    shards.mkdir()
+    (shards / "0.tar").write_bytes(b"not a tar")
+    config = PrecomputeConfig(source=str(shards), windows=tmp_path / "w", clip_frames=8, prompts="text")
+    with pytest.raises(ConfigError, match="1 shards, and not one video in them"):
+        find_footage(config)
+    make_shard(folder, shards / "1.tar")
+    with tarfile.open(shards / "1.tar", "a") as archive:
+        archive.add(folder / "a.mp4", "x/0003.mp4")
+    whole = (shards / "1.tar").read_bytes()
+    (shards / "1.tar").write_bytes(whole[: whole.rindex(b"x/0003.mp4") + 1000])
+    items = find_footage(config)
+    assert [item.name for item in items] == ["1.tar:x/0001.mp4", "1.tar:x/0003.mp4"]
+    assert all(f"{name} cannot be read as a webdataset shard to its end" in caplog.text for name in ("0.tar", "1.tar"))
+    report = precompute(items, encoders, config)
+    assert report.written == 1 and sum(report.skipped.values()) == 1 and "1.tar:x/0003.mp4" in caplog.text
 
 
 def test_a_second_run_writes_only_what_is_missing_or_was_made_otherwise(tmp_path, encoders):
