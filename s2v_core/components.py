@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.files import open_weights
-from .checkpoints.loading import load_model, main_dtype, read_component
+from .checkpoints.loading import load_model, main_dtype, read_component, takes_eight_bits
 from .checkpoints.lora import Lora, apply_lora, load_lora
 from .checkpoints.official import ModelFiles, find_components
 from .conditioning.text import Tokenizer, byte_tokenizer, encode_prompt, folder_tokenizer, sentencepiece_tokenizer
@@ -31,6 +31,7 @@ from .models.sound_encoder import SoundEncoder
 from .models.text_encoder import build_text_encoder
 from .models.vae import WanVAE
 from .ops.attention import AttentionFn, make_attention
+from .ops.eight_bit import EightBit, make_eight_bit
 from .parallel.codec import CodecPart, SharedCodec
 from .parallel.layout import denoising_layout
 from .parallel.ranks import Ranks, joined, launched, make_ranks
@@ -76,6 +77,8 @@ class Components:
         offload: str,
         loras: Sequence[tuple[Path, Lora, float]],
         load_weights: bool,
+        eight_bit: EightBit | None = None,
+        vae_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.files = files
         self.config: ModelConfig = files.config
@@ -83,6 +86,8 @@ class Components:
         self.attention = attention
         self.loras = tuple(loras)
         self.load_weights = load_weights
+        self.eight_bit = eight_bit
+        self.vae_dtype = vae_dtype
         # What the last estimate found: blocks of an offload that are on the device throughout, tokens of a chunk.
         self.resident_blocks = 0
         self.chunk_tokens: int | None = None
@@ -90,6 +95,8 @@ class Components:
         self.lead: Lead | None = None   # of those, where this one leads
         self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
         self.dtype = self._choose_dtype(dtype)
+        if eight_bit is not None:
+            self._weights["transformer"] = _bytes_in_8_bits(files.transformer, eight_bit)
         self.set_offload(offload)
 
     @classmethod
@@ -103,6 +110,8 @@ class Components:
         offload: str,
         loras: Sequence[tuple[Path, float]],
         load_weights: bool,
+        matmul: str = "off",
+        vae_dtype: torch.dtype = torch.float32,
     ) -> Components:
         """Find and identify a model's files; None is the bundled one.
 
@@ -117,6 +126,8 @@ class Components:
             offload=offload,
             loras=[(path, load_lora(path), strength) for path, strength in loras],
             load_weights=load_weights,
+            eight_bit=make_eight_bit(matmul),
+            vae_dtype=vae_dtype,
         )
 
     def set_offload(self, what: str) -> None:
@@ -135,6 +146,8 @@ class Components:
             "config": hashlib.sha256(repr(asdict(self.config)).encode()).hexdigest(),
             "device": self.device.type,
             "dtype": str(self.dtype),
+            "matmul": "off" if self.eight_bit is None else self.eight_bit.name,
+            "vae_dtype": str(self.vae_dtype),
         }
 
     # ---- what they do ---------------------------------------------------------------------------------------------
@@ -156,13 +169,13 @@ class Components:
 
     @cached_property
     def codec(self) -> VideoCodec:
-        """The autoencoder, on the device, in float32; of several processes each computes some rows of every picture."""
+        """The autoencoder, on the device; of several processes each computes some rows of every picture."""
         return self._vae if self.lead is None else SharedCodec(self._vae, self.lead)
 
     @cached_property
     def _vae(self) -> WanVAE:
         self._require_weights()
-        vae = load_model(self.files.vae, "vae", lambda: WanVAE(self.config.vae), dtype=torch.float32)
+        vae = load_model(self.files.vae, "vae", lambda: WanVAE(self.config.vae), dtype=self.vae_dtype)
         return vae.to(self.device)
 
     @contextmanager
@@ -297,6 +310,7 @@ class Components:
             "transformer",
             lambda: WanS2VTransformer(config, attention=self.attention),
             dtype=self.dtype,
+            eight_bit=self.eight_bit,
         )
         model.compute_dtype = self.dtype
         for _, lora, strength in self.loras:
@@ -363,6 +377,14 @@ def _all_but_blocks(model: WanS2VTransformer, device: torch.device) -> Iterator[
 
 def _total_bytes(path: Path, component: str) -> int:
     return sum(stored.num_bytes for stored in read_component(path, component).values())
+
+
+def _bytes_in_8_bits(path: Path, eight_bit: EightBit) -> int:
+    """Of a transformer whose large matrices are kept so."""
+    return sum(
+        eight_bit.num_bytes(stored.shape) if takes_eight_bits(name, stored) else stored.num_bytes
+        for name, stored in read_component(path, "transformer").items()
+    )
 
 
 def _digest(path: Path) -> str:

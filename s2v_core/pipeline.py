@@ -55,6 +55,8 @@ class WanS2VPipeline:
         model: str | Path | None = None,
         *,
         torch_dtype: torch.dtype | None = None,
+        matmul: str = "off",
+        vae_dtype: torch.dtype = torch.float32,
         device_map: str | torch.device | None = None,
         attention: str = "auto",
         offload: str = "auto",
@@ -67,6 +69,8 @@ class WanS2VPipeline:
             model: folder of the official release, of single-file repackagings, or of our own layout;
                 None: the small bundled model.
             torch_dtype: what the transformer computes in; None: bf16 on a GPU, what suits the size on a CPU.
+            matmul: "off"; "fp8" or "int8": the transformer's large matrices are multiplied in 8 bits.
+            vae_dtype: what the autoencoder computes in: float32, or bfloat16.
             device_map: "cuda", "cuda:1", "mps", "cpu"; None: the best there is.
             attention: "auto", "sdpa", "flash" or "sage".
             offload: "none", "model" (models take turns on the device), "blocks" (the transformer's blocks are
@@ -80,6 +84,8 @@ class WanS2VPipeline:
             Components.find(
                 None if model is None else Path(model),
                 dtype=torch_dtype,
+                matmul=matmul,
+                vae_dtype=vae_dtype,
                 device=device_map,
                 attention=attention,
                 offload=offload,

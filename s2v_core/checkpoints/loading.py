@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..ops.eight_bit import EightBit, EightBitLinear
 from ..ops.quantized import QuantizedEmbedding, QuantizedLinear
 from . import keymaps
 from .files import DTYPES, StoredTensor, WeightFile, open_weights
@@ -25,6 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _LARGE_TABLE = 4096   # rows from which an embedding stays packed: a vocabulary, of which a prompt needs a few
 _MIXED_PRECISION = ("transformer",)   # whose layers bring weights to their input's dtype; the others need one dtype
+_EIGHT_BIT_PARTS = ("blocks.", "audio_injector.injector.")   # whose layers may multiply in 8 bits: 94 % of the weights
 _WANTED = {
     "transformer": "the Wan2.2-S2V transformer (the official shards, or a wan2.2_s2v_14B file)",
     "vae": "the Wan 2.1 VAE (Wan2.1_VAE.pth, or wan_2.1_vae.safetensors)",
@@ -111,6 +113,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    eight_bit: EightBit | None = None,
 ) -> Model:
     """Build a model without memory and give it a file's weights; eval mode, nothing asks for gradients.
 
@@ -122,6 +125,8 @@ def load_model(
             the file is, else bfloat16 (umT5 overflows in float16). fp8 and GGUF matrices of Linear layers stay packed
             whatever it says.
         device: where to put them; on the CPU, weights that need no cast stay memory-mapped.
+        eight_bit: how the transformer's blocks and audio layers multiply; None: in the input's dtype. Weights that the
+            file has in another format are rounded as each is read.
 
     Raises: CheckpointError for a file that is not this model's, in one sentence.
     """
@@ -131,7 +136,7 @@ def load_model(
         dtype = torch.float32 if main_dtype(tensors.values()) == torch.float32 else torch.bfloat16
     with torch.device("meta"):
         model = factory()
-    load_into(model, tensors, path=path, dtype=dtype, device=device, keep_float32=mixed)
+    load_into(model, tensors, path=path, dtype=dtype, device=device, keep_float32=mixed, eight_bit=eight_bit)
     return model.eval().requires_grad_(False)
 
 
@@ -143,6 +148,7 @@ def load_into(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     keep_float32: bool = True,
+    eight_bit: EightBit | None = None,
 ) -> None:
     """Give every weight of a model its tensor, one after the other; the model's own numbers are dropped.
 
@@ -152,6 +158,7 @@ def load_into(
         path: for what errors say.
         dtype: of the weights; None: as stored.
         keep_float32: let norms, biases, modulation and the like keep more precision than `dtype` where the file has it.
+        eight_bit: as for `load_model`.
 
     Raises: CheckpointError that counts what is missing, left over or of another shape, and names the first few.
     """
@@ -164,7 +171,8 @@ def load_into(
             continue
         stored = tensors[name]
         module, leaf = _owner(model, name)
-        packed = _packed_layer(module, leaf, stored, dtype, device)
+        packed = _eight_bit_layer(module, name, stored, device, eight_bit)
+        packed = packed or _packed_layer(module, leaf, stored, dtype, device)
         if packed is not None:
             for parent, child in parents[id(module)]:
                 setattr(parent, child, packed.train(module.training))
@@ -216,6 +224,26 @@ def _parents(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
         for name, child in parent.named_children():
             places[id(child)].append((parent, name))
     return places
+
+
+def _eight_bit_layer(
+    module: nn.Module, name: str, stored: StoredTensor, device: torch.device | str, eight_bit: EightBit | None
+) -> nn.Module | None:
+    """A layer that multiplies this weight in 8 bits, where it should."""
+    if eight_bit is None or not isinstance(module, nn.Linear) or not takes_eight_bits(name, stored):
+        return None
+    if stored.format == eight_bit.kind.packed_format:
+        packed, scale = stored.read(), stored.read_scale()
+    else:
+        packed, scale = eight_bit.pack(stored.dense(torch.float32 if stored.is_packed else None))
+    scale = None if scale is None else scale.to(device)
+    return EightBitLinear(packed.to(device), scale=scale, bias=module.bias, arithmetic=eight_bit)
+
+
+def takes_eight_bits(name: str, stored: StoredTensor) -> bool:
+    """Whether this weight of the transformer is one that may be multiplied in 8 bits."""
+    is_fractions = stored.is_packed or DTYPES[stored.format].is_floating_point
+    return is_fractions and len(stored.shape) == 2 and name.startswith(_EIGHT_BIT_PARTS) and name.endswith(".weight")
 
 
 def _packed_layer(

@@ -1,4 +1,4 @@
-"""Layers whose weights stay packed (fp8, GGUF blocks) and are unpacked for one use at a time.
+"""Layers whose weights stay packed (fp8, int8, GGUF blocks) and are unpacked for one use at a time.
 
 Knows how bytes become numbers; not where the bytes came from.
 """
@@ -29,7 +29,11 @@ class PackedFormat:
     unpack: Callable[[Tensor], Tensor]   # uint8 [n, num_bytes] -> float32 [n, num_values]
 
 
-# ---- fp8 -----------------------------------------------------------------------------------------------------------
+# ---- 8-bit numbers -------------------------------------------------------------------------------------------------
+
+
+def _unpack_int8(raw: Tensor) -> Tensor:
+    return raw.view(torch.int8).float()
 
 
 @cache
@@ -139,6 +143,7 @@ def _unpack_q6_k(raw: Tensor) -> Tensor:
 
 
 PACKED_FORMATS = {
+    "INT8": PackedFormat(1, 1, _unpack_int8),   # ours: no file stores it
     "F8_E4M3": PackedFormat(1, 1, _unpack_e4m3),
     "F8_E5M2": PackedFormat(1, 1, _unpack_e5m2),
     "Q4_0": PackedFormat(32, 18, _unpack_q4_0),
