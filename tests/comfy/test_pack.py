@@ -137,6 +137,11 @@ def test_only_one_file_imports_the_host():
         assert path.stem == "host" or not [name for name in names if name.startswith(hosts)], path
 
 
+def test_the_readme_names_workflows_that_are_there():
+    named = set(re.findall(r"\*(s2v_\w+)\*", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(named) >= 10 and named <= {path.stem for path in API.glob("*.json")}
+
+
 def test_the_script_never_takes_text_for_html():
     script = (ROOT / "web" / "js" / "timeline.js").read_text(encoding="utf-8")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
