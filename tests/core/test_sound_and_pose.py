@@ -128,6 +128,12 @@ def test_a_shorter_driving_sound_is_told_and_one_that_is_over_is_refused(pipe, m
         pipe.plan(request(media, driving_audio=short, audio_start=0.4))
 
 
+def test_words_that_are_said_slowly_take_longer(pipe, media, tmp_path):
+    said = {"audio": None, "say": "Good morning, how are you?", "audio_end": None, "output": tmp_path / "out.mp4"}
+    slow, fast = (pipe.plan(request(media, speech_speed=speed, **said)).num_frames for speed in (120, 300))
+    assert slow > 1.5 * fast and len(list(tmp_path.glob("out.mp4.say-*.wav"))) == 2
+
+
 def test_words_become_the_sound_and_stay_beside_the_video(pipe, media, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))   # the package's voice: the same everywhere
     said = {"audio": None, "say": "Good morning.", "audio_end": None}
