@@ -71,6 +71,8 @@ def load_pipeline(options: ModelOptions, *, load_weights: bool) -> WanS2VPipelin
     return WanS2VPipeline.from_pretrained(
         options.folder,
         torch_dtype=DTYPES.get(options.dtype),   # "auto" is in no table
+        matmul=options.matmul,
+        vae_dtype=DTYPES[options.vae_dtype],
         device_map=None if options.device == "auto" else options.device,
         attention=options.attention,
         offload=options.offload,

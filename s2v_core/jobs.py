@@ -24,6 +24,8 @@ class ModelOptions:
     folder: Path | None = None                    # None: the bundled small model
     loras: tuple[tuple[Path, float], ...] = ()
     dtype: str = "auto"
+    matmul: str = "off"
+    vae_dtype: str = "fp32"
     device: str = "auto"
     attention: str = "auto"
     offload: str = "auto"

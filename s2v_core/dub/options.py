@@ -64,8 +64,8 @@ OWN = (
 )  # fmt: skip
 SHARED = (
     "output", "prompt", "negative-prompt", "seed", "preset", "steps", "guidance", "sync-strength", "audio-guidance",
-    "apg", "guidance-interval", "step-cache", "shift", "solver", "continuity", "model", "lora", "dtype", "device",
-    "attention", "offload", "take", "dry-run", "quiet", "debug",
+    "apg", "guidance-interval", "step-cache", "shift", "solver", "continuity", "model", "lora", "dtype", "matmul",
+    "vae-dtype", "device", "attention", "offload", "take", "dry-run", "quiet", "debug",
 )  # fmt: skip
 DUB_OPTIONS: dict[str, Option] = {option.name: option for option in (*OWN, *(OPTIONS[name] for name in SHARED))}
 

@@ -43,6 +43,7 @@ def test_the_options_reach_the_request_and_the_models(pipeline, capsys):
         "--solver", "euler", "--continuity", "carry", "--pose-video", "pose.mp4", "--start-from-image",
         "--take", "kept", "--model", "weights", "--lora", "a.safetensors:0.5", "--lora", "b.safetensors",
         "--dtype", "fp32", "--device", "cpu", "--attention", "sdpa", "--offload", "blocks",
+        "--matmul", "int8", "--vae-dtype", "bf16",
         "--preset", "lightning-4", "--guidance-interval", "0.2:0.8", "--step-cache", "on",
     )  # fmt: skip
     request, (options, load_weights) = pipeline.made[0], pipeline.loads[0]
@@ -56,6 +57,7 @@ def test_the_options_reach_the_request_and_the_models(pipeline, capsys):
     assert (request.preset, request.guidance_interval, request.step_cache) == ("lightning-4", (0.2, 0.8), LIP_SAFE)
     assert (options.folder, options.dtype, options.device) == (Path("weights"), "fp32", "cpu")
     assert (options.attention, options.offload) == ("sdpa", "blocks")
+    assert (options.matmul, options.vae_dtype) == ("int8", "bf16")
     assert options.loras == ((Path("a.safetensors"), 0.5), (Path("b.safetensors"), 1.0))
     assert "84 frames in 2 clips" in err and out.startswith("talk.mp4: 84 frames, 3.50 s")
 
