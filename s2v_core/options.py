@@ -20,7 +20,7 @@ from .times import parse_seconds
 
 AREAS = {"480p": 832 * 480, "720p": 1280 * 720}   # pixels of a video
 DTYPES = ("auto", "bf16", "fp16", "fp32")
-ATTENTIONS = ("auto", "sdpa", "flash", "sage")
+ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "sage", "xformers")
 OFFLOADS = ("auto", "none", "model", "blocks")
 MATMULS = ("off", "fp8", "int8")
 VAE_DTYPES = ("fp32", "bf16")
@@ -295,7 +295,7 @@ OPTIONS: dict[str, Option] = {
         Option(name="device", group=MODEL, metavar="NAME", parse=text, scope=MODELS,
                help="cuda, cuda:1, mps, cpu (default: auto, the fastest found)"),
         Option(name="attention", group=MODEL, metavar="NAME", parse=one_of(ATTENTIONS), scope=MODELS,
-               help="sdpa, which torch brings; flash or sage, where installed (default: auto, sdpa)"),
+               help="sdpa or cudnn, which torch brings; flash, sage or xformers, where installed (default: auto, sdpa)"),
         Option(name="offload", group=MODEL, metavar="WHAT", parse=one_of(OFFLOADS), scope=MODELS,
                help="what waits in main memory to spare the GPU's: none, model (each model while unused) or "
                     "blocks (the transformer's layers too) (default: auto, as little as fits)"),

@@ -72,7 +72,7 @@ class WanS2VPipeline:
             matmul: "off"; "fp8" or "int8": the transformer's large matrices are multiplied in 8 bits.
             vae_dtype: what the autoencoder computes in: float32, or bfloat16.
             device_map: "cuda", "cuda:1", "mps", "cpu"; None: the best there is.
-            attention: "auto", "sdpa", "flash" or "sage".
+            attention: "auto", "sdpa", "cudnn", "flash", "sage" or "xformers".
             offload: "none", "model" (models take turns on the device), "blocks" (the transformer's blocks are
                 streamed too), or "auto": as little as fits.
             loras: files and strengths, added to the transformer in order.

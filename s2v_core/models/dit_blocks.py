@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from ..ops.attention import AttentionFn
-from ..ops.layers import Factory, wants_new_tensors
+from ..ops.layers import Factory, Linear, tanh_gelu, wants_new_tensors
 from ..ops.rope import apply_rope, apply_rope_
 
 BlockPart = Literal["all", "self", "rest", "video"]
@@ -81,16 +81,22 @@ class FeedForward(nn.Sequential):
         return torch.cat([self._whole(part) for part in x.split(self.chunk_tokens, dim=1)], dim=1)
 
     def _whole(self, x: Tensor) -> Tensor:
-        widen, gelu, narrow = self
-        hidden = widen(x)
-        if wants_new_tensors(x):
-            return narrow(gelu(hidden))
-        return narrow(torch.ops.aten.gelu_(hidden, approximate=gelu.approximate))
+        widen, _, narrow = self
+        own = type(widen) is Linear   # neither lent by a host nor put in its place
+        return narrow(widen.with_gelu(x) if own else tanh_gelu(widen(x)))
 
 
 def by_segment(x: Tensor, num_video: int) -> tuple[Tensor, ...]:
     """The video tokens and, where there are any, the rest, as views."""
     return (x,) if num_video == x.shape[1] else (x[:, :num_video], x[:, num_video:])
+
+
+def for_each_token(pair: Tensor, num_video: int, num_tokens: int) -> Tensor:
+    """[B or 1, 2, D] to [B or 1, N or 1, D]. For torch.compile, which then writes nothing of the kind and fuses on."""
+    if num_video == num_tokens:
+        return pair[:, :1]
+    is_video = torch.arange(num_tokens, device=pair.device) < num_video
+    return torch.where(is_video[:, None], pair[:, :1], pair[:, 1:])
 
 
 def norm_modulated(
@@ -105,6 +111,9 @@ def norm_modulated(
     Returns: [B, N, D] in `dtype`.
     """
     width = x.shape[-1:]
+    if torch.compiler.is_compiling():
+        shift, scale = (for_each_token(pair, num_video, x.shape[1]) for pair in (shift, scale))
+        return torch.addcmul(shift, F.layer_norm(x, width, eps=eps), scale).to(dtype)
     if wants_new_tensors(x) or shift.shape[0] > 1:
         parts = by_segment(F.layer_norm(x, width, eps=eps), num_video)
         parts = [torch.addcmul(shift[:, i, None], part, scale[:, i, None]) for i, part in enumerate(parts)]
@@ -122,6 +131,8 @@ def norm_modulated(
 
 def add_gated(x: Tensor, y: Tensor, gate: Tensor, num_video: int, *, in_place: bool = False) -> Tensor:
     """x + y * gate, segment by segment, in x's dtype; gate [B or 1, 2, D]. `in_place`: x may be given up."""
+    if torch.compiler.is_compiling():
+        return torch.addcmul(x, y.to(x.dtype), for_each_token(gate, num_video, x.shape[1]))
     segments = [by_segment(tokens, num_video) for tokens in (x, y)]
     if wants_new_tensors(x):
         parts = zip(*segments, strict=True)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import cpu
+
 
 def like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     """The parameter in `x`'s dtype and on its device; itself where nothing differs."""
@@ -24,9 +26,27 @@ def wants_new_tensors(x: Tensor) -> bool:
     return torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda", "meta")
 
 
+def tanh_gelu(x: Tensor) -> Tensor:
+    """x may be given up."""
+    if wants_new_tensors(x):
+        return F.gelu(x, approximate="tanh")
+    return torch.ops.aten.gelu_(x, approximate="tanh")
+
+
 class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, like(self.weight, input), like(self.bias, input))
+        return self._product(input, gelu=False)
+
+    def with_gelu(self, input: Tensor) -> Tensor:
+        """`forward`, then tanh-GELU, in one kernel where there is one."""
+        return self._product(input, gelu=True)
+
+    def _product(self, input: Tensor, *, gelu: bool) -> Tensor:
+        weight, bias = like(self.weight, input), like(self.bias, input)
+        if not wants_new_tensors(input) and cpu.multiplies(input):
+            return cpu.linear(input, weight, bias, gelu=gelu)
+        out = F.linear(input, weight, bias)
+        return tanh_gelu(out) if gelu else out
 
 
 class Conv1d(nn.Conv1d):

@@ -40,9 +40,10 @@ def rope_table(positions: Tensor, head_dim: int) -> Tensor:
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:
     """Turn adjacent channel pairs of x [..., N, heads, head_dim]; computed in float32, returned in x's dtype."""
-    cos, sin = table.unbind(-1)
-    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    cos, sin = table.split(1, dim=-1)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    # nothing is joined, so torch.compile makes it one kernel with the norm before
+    turned = pairs * cos + pairs.flip(-1) * sin * table.new_tensor((-1, 1))
     return turned.flatten(-2).to(x.dtype)
 
 

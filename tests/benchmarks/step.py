@@ -5,8 +5,9 @@
     python tests/benchmarks/step.py --dim 512 --layers 8 --size 64x64 --parity --reference Wan2.2
 
 The last runs the reference implementation beside ours (a checkout of it, and what it imports: diffusers, einops), on a
-CPU with equal weights, in turns, and compares medians of CPU seconds. What we prepare once a clip is not in our
-seconds; it is told apart. Prints a table and one JSON line.
+CPU with equal weights, in turns, and compares the fewest CPU seconds of each: other work on the machine only adds. What
+we prepare once a clip is not in our seconds; it is told apart. `--products` also tells how much of a step is matrix
+products and attention: what is left when all else costs nothing. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from reference import make_reference, reference_velocity
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from s2v_core.config import TransformerConfig
 from s2v_core.geometry import VideoSize
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.placement import DTYPES, BlockStreamer
 
+PRODUCTS = r"mm\b|linear_pointwise|gemm|scaled_dot_product|attention|flash|fmha|conv"   # operators; on a GPU, kernels
 Step = Callable[[], torch.Tensor]   # a guided velocity
 
 
@@ -44,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batched", action="store_true", help="both guidance branches in one pass")
     parser.add_argument("--steps", type=int, default=2, help="timed steps after one to warm up")
     parser.add_argument("--parity", action="store_true", help="also run the same weights in float32 and compare")
+    parser.add_argument("--products", action="store_true", help="also the share of matrix products and attention")
     parser.add_argument("--reference", type=Path, help="a checkout of Wan2.2, to be run beside ours on a CPU")
     return parser.parse_args()
 
@@ -61,18 +66,21 @@ def make_config(args: argparse.Namespace) -> TransformerConfig:
 
 
 def make_model(config: TransformerConfig, device: str, dtype: torch.dtype) -> WanS2VTransformer:
-    """Random weights of a trained model's scale: layers keep their input's size, gates are small."""
     model = WanS2VTransformer(config, device="meta", dtype=dtype).eval().requires_grad_(False)
-    model.to_empty(device=device)
+    return randomise(model.to_empty(device=device), device)
+
+
+def randomise(module: nn.Module, device: str) -> nn.Module:
+    """Weights of a trained model's scale: layers keep their input's size, gates are small."""
     generator = torch.Generator(device).manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith("weight") and parameter.dim() > 1:
-            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
-        elif ".norm" in name and name.endswith("weight"):
+    for name, parameter in module.named_parameters():
+        if "norm" in name and name.endswith("weight") or name.endswith("gamma"):
             parameter.fill_(1)
+        elif name.endswith("weight") and parameter.dim() > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
         else:
             parameter.normal_(std=0.02, generator=generator)
-    return model
+    return module
 
 
 def make_inputs(config: TransformerConfig, args: argparse.Namespace) -> dict[str, torch.Tensor]:
@@ -137,8 +145,17 @@ def reference_step(checkout: Path, model: WanS2VTransformer, inputs: dict[str, t
     return step
 
 
+def products_share(step: Step, device: str) -> float:
+    """Of the time that a step's operators take."""
+    on_gpu = device.startswith("cuda")
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        step()
+    taken = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in found.key_averages()}
+    return sum(time for name, time in taken.items() if re.search(PRODUCTS, name)) / sum(taken.values())
+
+
 def timed(steps: dict[str, Step], repeats: int, device: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Median seconds of each, run in turns after one run to warm up, and what they computed."""
+    """The fewest seconds of each, run in turns after one run to warm up, and what they computed."""
     results = {name: step() for name, step in steps.items()}
     spent: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
@@ -146,7 +163,7 @@ def timed(steps: dict[str, Step], repeats: int, device: str) -> tuple[dict[str, 
             start = seconds(device)
             step()
             spent[name].append(seconds(device) - start)
-    return {name: statistics.median(all_of_it) for name, all_of_it in spent.items()}, results
+    return {name: min(all_of_it) for name, all_of_it in spent.items()}, results
 
 
 def main() -> None:
@@ -196,6 +213,9 @@ def main() -> None:
         result["reference_seconds"] = round(spent["reference"], 4)
         result["of_the_reference"] = round(spent["ours"] / spent["reference"], 3)
         result["difference_to_the_reference"] = difference(outputs["ours"], outputs["reference"])
+    if args.products:
+        for name, step in steps.items():
+            result[f"products_of_{name}"] = round(products_share(step, args.device), 3)
     if args.parity:
         steps.clear()
         expected = in_float32(model, config, inputs, t, args)

@@ -11,7 +11,7 @@ import pytest
 from s2v_core.cli import COMMANDS, main
 from s2v_core.errors import CheckpointError, Interrupted, MediaError, OutputError, ShapeError
 from s2v_core.geometry import VideoSize
-from s2v_core.ops.attention import PACKAGES, make_attention
+from s2v_core.ops.attention import KERNELS, make_attention
 from s2v_core.options import ATTENTIONS, DTYPES, OFFLOADS, OPTIONS
 from s2v_core.placement import DTYPES as PLACEMENT_DTYPES
 from s2v_core.placement import OFFLOADS as PLACEMENT_OFFLOADS
@@ -130,7 +130,7 @@ def test_quiet_leaves_only_the_result(pipeline, capsys):
         ([*JOB, "--pose-footage", "talk.mp4"], "output talk.mp4 would overwrite the pose-footage"),
         ([*JOB, "--dtype", "int8"], "dtype must be one of auto, bf16, fp16, fp32; got 'int8'"),
         ([*JOB, "--offload", "disk"], "offload must be one of auto, none, model, blocks; got 'disk'"),
-        ([*JOB, "--attention", "slow"], "attention must be one of auto, sdpa, flash, sage; got 'slow'"),
+        ([*JOB, "--attention", "slow"], "attention must be one of auto, sdpa, cudnn, flash, sage, xformers; got"),
         ([*JOB, "--lora", "a.safetensors:strong"], "must be a number, got 'strong'"),
         ([*JOB, "-o", "speech.wav"], "output speech.wav would overwrite the audio that it is made from"),
         ([*JOB, "-o", "talk.avi"], "output must be named .mp4, got talk.avi"),
@@ -211,7 +211,7 @@ def test_help_names_every_option_and_every_choice(capsys):
 def test_the_choices_are_the_ones_that_the_rooms_know():
     assert set(DTYPES) == {"auto", *PLACEMENT_DTYPES}
     assert set(OFFLOADS) == set(PLACEMENT_OFFLOADS)
-    assert set(ATTENTIONS) == {"auto", "sdpa", *PACKAGES}
+    assert set(ATTENTIONS) == {"auto", "sdpa", *KERNELS}
     assert make_attention("auto") is make_attention("sdpa")
 
 

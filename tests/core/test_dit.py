@@ -196,7 +196,7 @@ def test_parts_of_a_block_make_a_whole(model: WanS2VTransformer) -> None:
 def test_tokens_in_chunks_come_out_of_a_feed_forward_the_same(model: WanS2VTransformer) -> None:
     ffn, x = model.blocks[0].ffn, torch.randn(1, 50, CONFIG.dim)
     expected, widths = ffn(x), []
-    handle = ffn[0].register_forward_hook(lambda _, __, out: widths.append(out.shape[1]))
+    handle = ffn[2].register_forward_hook(lambda _, __, out: widths.append(out.shape[1]))
     ffn.chunk_tokens = 16
     torch.testing.assert_close(ffn(x), expected, atol=1e-6, rtol=1e-5)
     ffn.chunk_tokens = None
