@@ -286,9 +286,9 @@ OPTIONS: dict[str, Option] = {
         Option(name="dtype", group=MODEL, metavar="TYPE", parse=one_of(DTYPES), scope=MODELS,
                help="numbers to compute with: bf16, fp16, fp32 (default: auto, what suits the device)"),
         Option(name="matmul", group=MODEL, metavar="TYPE", parse=one_of(MATMULS), scope=MODELS,
-               help="multiply the transformer's large matrices in 8 bits, weights taking a byte a number: fp8, for GPUs "
-                    "that have it (RTX 40, H100 and later; a CPU is slower by it), or int8, for CPUs (half of fp32's "
-                    "time). A forward is off by 2 % (fp8) or 0.7 % (int8), by bf16 alone 0.4 % (default: off)"),
+               help="multiply the transformer's large matrices in 8 bits, a byte a weight: fp8, for GPUs that have "
+                    "it (RTX 40, H100 and later; a CPU is slower by it), or int8, for CPUs (half of fp32's time). A "
+                    "forward is off by 0.02 (fp8) or 0.007 (int8) of its size, by bf16 alone 0.004 (default: off)"),
         Option(name="vae-dtype", group=MODEL, metavar="TYPE", parse=one_of(VAE_DTYPES), scope=MODELS,
                help="numbers that the video autoencoder computes with: fp32, or bf16, in half of the memory "
                     "(default: fp32)"),
