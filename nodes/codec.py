@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..s2v_core.checkpoints import keymaps
 from ..s2v_core.checkpoints.shapes import vae_config_from_shapes
-from ..s2v_core.components import VAE_BYTES_PER_PIXEL_AND_CHANNEL
 from ..s2v_core.config import DEFAULT_AREA
 from ..s2v_core.errors import ConfigError
 from ..s2v_core.geometry import SPATIAL_STRIDE
+from ..s2v_core.models.cost import decoder_room
 from ..s2v_core.models.vae import WanVAE, decoder_receptive_field
 from ..s2v_core.types import VideoDecoder
 from . import host
@@ -68,7 +68,8 @@ class HostCodec:
 
     def bring(self, width: int, height: int) -> None:
         """The weights to their device, with room to work on frames of this size in pixels."""
-        host.bring([self.patcher], width * height * self.model.config.dim * VAE_BYTES_PER_PIXEL_AND_CHANNEL)
+        itemsize = self.model.conv1.weight.dtype.itemsize
+        host.bring([self.patcher], decoder_room(self.model.config, width * height, itemsize))
 
     def encode(self, frames: Tensor) -> Tensor:
         self.bring(frames.shape[-1], frames.shape[-2])

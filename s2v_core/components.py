@@ -22,43 +22,40 @@ from .checkpoints.lora import Lora, apply_lora, load_lora
 from .checkpoints.official import ModelFiles, find_components
 from .conditioning.text import Tokenizer, byte_tokenizer, encode_prompt, folder_tokenizer, sentencepiece_tokenizer
 from .config import ModelConfig
-from .denoiser import TransformerDenoiser
+from .denoiser import TransformerDenoiser, num_evaluations
 from .errors import ConfigError
 from .geometry import TokenLayout, VideoSize, token_layout
-from .models.cost import activation_bytes, prepared_bytes, step_cache_bytes
+from .models.cost import decoder_room, step_cache_bytes
 from .models.dit import WanS2VTransformer
 from .models.sound_encoder import SoundEncoder
 from .models.text_encoder import build_text_encoder
 from .models.vae import WanVAE
 from .ops.attention import AttentionFn, make_attention
 from .ops.eight_bit import EightBit, make_eight_bit
+from .pace import ClipTime, Copies, seconds_per_step, time_block, time_copy
 from .parallel.codec import CodecPart, SharedCodec
 from .parallel.layout import denoising_layout
 from .parallel.ranks import Ranks, joined, launched, make_ranks
 from .parallel.together import Lead, follow, share_denoising
 from .placement import (
+    DTYPES,
     OFFLOADS,
     BlockStreamer,
     MemoryEstimate,
-    blocks_that_stay,
     choose_device,
     choose_dtype,
     device_of_process,
     free_memory,
+    num_bytes,
     on_device,
 )
+from .planning import HEADROOM, Way, Work, choose_way
 from .types import ClipInputs, ClipSettings, Denoiser, SamplerSettings, StepCallback, VideoCodec
 
 log = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "bundled"
-HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment, displays want their share
-
-# Peak bytes of the autoencoder at work, per pixel of a frame and per channel of its widest layers, in float32:
-# the tensors of four full-size frames that live at once, and the two frames that each causal layer carries.
-# Measured with `tests/benchmarks/vae.py` on a CPU, dim 12 and 48.
-VAE_BYTES_PER_PIXEL_AND_CHANNEL = 280
-FFN_CHUNKS = 8   # where memory is short: more save nothing, as attention is then the larger
+CAST = ("F64", "F32", "F16", "BF16")   # numbers that are brought into the dtype asked for; others stay packed
 
 
 class Components:
@@ -88,16 +85,16 @@ class Components:
         self.load_weights = load_weights
         self.eight_bit = eight_bit
         self.vae_dtype = vae_dtype
-        # What the last estimate found: blocks of an offload that are on the device throughout, tokens of a chunk.
-        self.resident_blocks = 0
-        self.chunk_tokens: int | None = None
         self.ranks = Ranks()   # one process, unless it works `together` with others
         self.lead: Lead | None = None   # of those, where this one leads
         self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
+        self._stored_dtype = main_dtype(read_component(files.transformer, "transformer").values())
+        self._asked_dtype = dtype
         self.dtype = self._choose_dtype(dtype)
         if eight_bit is not None:
             self._weights["transformer"] = _bytes_in_8_bits(files.transformer, eight_bit)
         self.set_offload(offload)
+        self.way = Way(dtype=self.dtype, offload=self.offload)   # until an estimate chooses one
 
     @classmethod
     def find(
@@ -134,6 +131,7 @@ class Components:
         """"none", "model", "blocks", or "auto": as little as fits the device."""
         if what not in OFFLOADS:
             raise ConfigError(f"offload must be one of {', '.join(OFFLOADS)}; got {what!r}")
+        self._asked_offload = what
         if what == "auto":
             what = self._offload_that_fits()
         self.offload = "none" if self.device.type == "cpu" else what
@@ -221,12 +219,13 @@ class Components:
         """This process's own."""
         model = self._transformer
         for block in model.blocks:
-            block.ffn.chunk_tokens = self.chunk_tokens
+            block.ffn.chunk_tokens = self.way.chunk_tokens
         with ExitStack() as stack:
             if self.offload == "blocks":
-                for block in model.blocks[: self.resident_blocks]:
+                num_stay = self.way.resident_blocks
+                for block in model.blocks[:num_stay]:
                     stack.enter_context(on_device(block, self.device))
-                stack.callback(BlockStreamer(model.blocks[self.resident_blocks :], self.device).stop)
+                stack.callback(BlockStreamer(model.blocks[num_stay:], self.device).stop)
                 stack.enter_context(_all_but_blocks(model, self.device))
             elif self.offload == "none":
                 model.to(self.device)
@@ -236,64 +235,82 @@ class Components:
     # ---- what they take -------------------------------------------------------------------------------------------
 
     def estimate(self, size: VideoSize, clip: ClipSettings, *, step_cache: bool = False) -> MemoryEstimate:
-        """Memory for a video, before any weight is read. Offloaded by blocks, as many stay as there is room for; where
-        there is too little, feed-forwards take their tokens in chunks."""
-        config = self.config.transformer
-        grid = size.latent_grid(clip.num_latents)
-        layout = token_layout(grid, has_motion=True)
-        cached = step_cache_bytes(config, grid) if step_cache else 0
-        weights, available = self._resident_bytes(self.offload), free_memory(self.device)
-        denoising, self.chunk_tokens = self._denoising_bytes(layout, int(HEADROOM * available) - weights - cached)
-        pixels = size.width * size.height
-        frames = clip.frames + 2 * clip.motion_frames + 8
-        estimate = MemoryEstimate(
-            weights=weights,
-            denoising=denoising + cached,
-            decoding=pixels * self.config.vae.dim * VAE_BYTES_PER_PIXEL_AND_CHANNEL,
-            host=frames * pixels * 3 * 4,
-            available=available,
-        )
-        if self.offload == "blocks":
-            per_block = self._weights["transformer"] // config.num_layers
-            estimate = estimate.with_blocks(
-                blocks_that_stay(
-                    available=int(HEADROOM * available),
-                    needed=estimate.device_peak,
-                    per_block=per_block,
-                    num_blocks=config.num_layers,
-                ),
-                per_block,
-            )
-        self.resident_blocks = estimate.resident_blocks
+        """Memory for a video, before any weight is read, in the fastest way that fits. With it `way` is chosen: dtype,
+        what visits the device, and chunks, as far as nobody has asked for others and nothing is loaded yet."""
+        work, offloads = self._work(size, clip, step_cache=step_cache), self._offloads()
+        self.way, estimate = choose_way(work, offloads, free_memory(self.device) + self._held_bytes())
+        self.dtype, self.offload = self.way.dtype, self.way.offload
         return estimate
 
-    def _denoising_bytes(self, layout: TokenLayout, room: int) -> tuple[int, int | None]:
-        """Memory of denoising, and tokens of a chunk: None where all fit `room` at once, or chunks save nothing."""
-        config, item = self.config.transformer, self.dtype.itemsize
-        chunk = -(-layout.total // FFN_CHUNKS)
-        whole, chunked = (activation_bytes(config, layout, item, chunk_tokens=tokens) for tokens in (None, chunk))
-        prepared = prepared_bytes(config, layout, item)
-        if prepared + whole <= room or chunked >= whole:
-            return prepared + whole, None
-        return prepared + chunked, chunk
+    def clip_time(self, size: VideoSize, clip: ClipSettings, settings: SamplerSettings) -> ClipTime | None:
+        """How long denoising a clip will take, in the way that `estimate` chose: a block is timed for it.
 
-    def _resident_bytes(self, offload: str) -> int:
-        """Weights on the device while the transformer runs; the autoencoder is always there."""
-        transformer, vae = self._weights["transformer"], self._weights["vae"]
-        if offload == "blocks":
-            per_block = transformer // max(1, self.config.transformer.num_layers)
-            return vae + 2 * per_block + transformer // 5   # audio layers and embeddings stay, a fifth of the whole
-        return vae + transformer
+        Returns: None where a block of plain weights on one device does not tell it.
+        """
+        if self._stored_dtype not in DTYPES.values() or self.eight_bit is not None or launched()[2] > 1:
+            return None
+        config, layout = self.config.transformer, self._layout(size, clip)
+        block = time_block(config, layout, dtype=self.dtype, device=self.device, attention=self.attention)
+        copies = None
+        if self.offload == "blocks":
+            spent = time_copy(self._transformer_bytes(self.dtype) // config.num_layers, self.device)
+            copies = Copies(seconds=spent, num=config.num_layers - self.way.resident_blocks)
+        evaluations = num_evaluations(settings)
+        seconds = {n: seconds_per_step(config, layout, block, branches=n, copies=copies) for n in set(evaluations)}
+        return ClipTime(step=max(seconds.values()), clip=sum(seconds[n] for n in evaluations))
+
+    def _work(self, size: VideoSize, clip: ClipSettings, *, step_cache: bool) -> Work:
+        pixels = size.width * size.height
+        grid = size.latent_grid(clip.num_latents)
+        frames = clip.frames + 2 * clip.motion_frames + 8
+        return Work(
+            config=self.config.transformer,
+            layout=self._layout(size, clip),
+            transformer={dtype: self._transformer_bytes(dtype) for dtype in self._dtypes()},
+            others=_total_bytes(self.files.vae, "vae", self.vae_dtype),
+            beside=step_cache_bytes(self.config.transformer, grid) if step_cache else 0,
+            decoding=decoder_room(self.config.vae, pixels, self.vae_dtype.itemsize),
+            host=frames * pixels * 3 * 4,
+            is_host=self.device.type == "cpu",
+        )
+
+    def _layout(self, size: VideoSize, clip: ClipSettings) -> TokenLayout:
+        return token_layout(size.latent_grid(clip.num_latents), has_motion=True)
+
+    def _transformer_bytes(self, dtype: torch.dtype) -> int:
+        if self.eight_bit is not None:
+            return self._weights["transformer"]
+        return _total_bytes(self.files.transformer, "transformer", dtype)
+
+    def _held_bytes(self) -> int:
+        """What loaded models have on the device already."""
+        held = num_bytes(self._vae) if "_vae" in self.__dict__ else 0
+        if "_transformer" in self.__dict__ and self.offload == "none":
+            held += num_bytes(self._transformer)
+        return held
+
+    def _dtypes(self) -> tuple[torch.dtype, ...]:
+        """That the transformer may compute in, the best one first."""
+        if self._asked_dtype is not None or "_transformer" in self.__dict__:
+            return (self.dtype,)
+        return tuple(dict.fromkeys([self.dtype, choose_dtype(None, self.device, self._stored_dtype)]))
+
+    def _offloads(self) -> tuple[str, ...]:
+        """That may be used, the fastest one first."""
+        if self._asked_offload != "auto":
+            return (self.offload,)
+        return ("none",) if self.device.type == "cpu" else ("none", "blocks")
 
     def _offload_that_fits(self) -> str:
+        """Before a size is known, which takes some room itself."""
         if self.device.type == "cpu":
             return "none"
-        room = HEADROOM * free_memory(self.device)
-        return "none" if 1.4 * self._resident_bytes("none") < room else "blocks"
+        needed = self._weights["vae"] + self._weights["transformer"]
+        return "none" if 1.4 * needed < HEADROOM * free_memory(self.device) else "blocks"
 
     def _choose_dtype(self, asked: torch.dtype | None) -> torch.dtype:
         """As asked; on a CPU float32 where it takes little of the memory, else as stored."""
-        stored = main_dtype(read_component(self.files.transformer, "transformer").values())
+        stored = self._stored_dtype
         if asked is None and self.device.type == "cpu" and stored.is_floating_point and stored.itemsize > 1:
             small = self._weights["transformer"] * 4 / stored.itemsize < free_memory(self.device) / 4
             asked = torch.float32 if small else None
@@ -375,8 +392,12 @@ def _all_but_blocks(model: WanS2VTransformer, device: torch.device) -> Iterator[
         yield
 
 
-def _total_bytes(path: Path, component: str) -> int:
-    return sum(stored.num_bytes for stored in read_component(path, component).values())
+def _total_bytes(path: Path, component: str, dtype: torch.dtype | None = None) -> int:
+    """Of the weights as they are stored, or as they are when `load_model` has read them in `dtype`."""
+    return sum(
+        stored.num_values * dtype.itemsize if dtype is not None and stored.format in CAST else stored.num_bytes
+        for stored in read_component(path, component).values()
+    )
 
 
 def _bytes_in_8_bits(path: Path, eight_bit: EightBit) -> int:

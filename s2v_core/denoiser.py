@@ -29,6 +29,13 @@ from .sampling.solvers import SOLVER_STEPS
 from .types import ClipInputs, SamplerSettings, StepCallback
 
 
+def num_evaluations(settings: SamplerSettings) -> list[int]:
+    """Of each step of a clip; a step cache may spare some."""
+    branches = len(plan_guidance(*settings.scales()).branches)
+    sigmas = make_schedule(settings.solver, settings.steps, settings.shift).sigmas.tolist()
+    return [branches if guided else 1 for guided in guided_steps(sigmas, settings.guidance_interval)]
+
+
 class TransformerDenoiser:
     """Noise to latents with classifier-free guidance over prompt and sound, together or each with its own scale.
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -99,6 +99,14 @@ def num_bytes(module: nn.Module) -> int:
 def release_cached_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def wait_for(device: torch.device) -> None:
+    """Until what was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 @contextmanager
@@ -239,24 +247,20 @@ class MemoryEstimate:
     decoding: int     # the autoencoder at work
     host: int         # RAM beside the weights: one clip of frames, sound, bookkeeping
     available: int    # free on the device now
-    resident_blocks: int = 0   # blocks that stay there while the others come and go; in `weights`
-
-    def with_blocks(self, num_blocks: int, per_block: int) -> MemoryEstimate:
-        """The same job with so many blocks of `per_block` bytes staying on the device."""
-        return replace(self, weights=self.weights + num_blocks * per_block, resident_blocks=num_blocks)
+    is_host: bool = False   # the device's memory is the RAM
 
     @property
     def device_peak(self) -> int:
-        return self.weights + max(self.denoising, self.decoding)
+        return self.weights + max(self.denoising, self.decoding) + (self.host if self.is_host else 0)
 
     def __str__(self) -> str:
         parts = (
             f"weights {_gib(self.weights)}, denoising {_gib(self.denoising)}, "
             f"decoding {_gib(self.decoding)}, frames in RAM {_gib(self.host)}"
         )
-        fits = "fits" if self.device_peak <= self.available else "may NOT fit: use --offload blocks or a smaller --size"
-        stay = f"; {self.resident_blocks} blocks stay on the device, others visit it" if self.resident_blocks else ""
-        return f"{_gib(self.device_peak)} at the peak ({parts}){stay}; {_gib(self.available)} free, {fits}"
+        smaller = "--vae-dtype bf16" if self.decoding > self.denoising else "--offload blocks"
+        fits = "fits" if self.device_peak <= self.available else f"may NOT fit: use {smaller} or a smaller --size"
+        return f"{_gib(self.device_peak)} at the peak ({parts}); {_gib(self.available)} free, {fits}"
 
 
 def _gib(count: int) -> str:

@@ -18,7 +18,7 @@ from ..geometry import fit_size
 from ..media.audio_io import Sound, open_sound
 from ..media.video_io import read_timed_frames, require_writable
 from ..models.vae import decoder_receptive_field
-from ..running.plan import sampler_settings
+from ..running.plan import foretold, sampler_settings
 from ..running.watch import Progress, Silent, Told
 from ..video.take import Take, file_digest
 from .faces import Faces, FoundFaces, GivenBoxes, MaskedFaces, read_boxes, read_mask
@@ -96,9 +96,7 @@ class Dubber:
                 settings=settings,
                 take=request.take_folder,
                 finished_clips=Take.count_finished(request.take_folder, work.made_from()),
-                estimate=self.components.estimate(
-                    size, request.clip_settings(), step_cache=settings.step_cache > 0
-                ),
+                **foretold(self.components, size, request, settings),
             )
             yield plan, sound
 

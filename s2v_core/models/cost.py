@@ -5,9 +5,15 @@ Knows sizes; the order in which `dit_blocks.Block` makes and drops tensors is wh
 
 from __future__ import annotations
 
-from ..config import TransformerConfig
+from ..config import TransformerConfig, VAEConfig
 from ..geometry import LatentGrid, TokenLayout
 
+# Of the autoencoder's decoder. Numbers a pixel of a frame and channel of the widest frames: at work at the peak and,
+# for every residual block at each of four sizes, carried by two convolutions from two frames each.
+AT_WORK, CARRIED = 23.2, 4 + 2 + 1 + 0.25
+RGB = 24                              # numbers a pixel: the four frames that are handed out, before and after clamping
+KERNELS, BLOCK_KERNELS = 4205, 2376   # numbers times the squared width
+BESIDE_TENSORS = 1.6                  # 1.5 to 1.7 on a CPU (`tests/benchmarks/vae.py`); taken for all devices
 FLOAT32 = 4   # bytes: of the residual stream, and of queries and keys while they are turned
 
 
@@ -46,6 +52,25 @@ def prepared_bytes(config: TransformerConfig, layout: TokenLayout, itemsize: int
     rope = layout.total * config.head_dim * FLOAT32
     first_attention = FLOAT32 * layout.total * config.dim if branches > 1 else 0   # see `WanS2VTransformer.branches`
     return branches * (prompt + sound) + shared_tokens + rope + first_attention
+
+
+def decoder_bytes(config: VAEConfig, num_pixels: int, itemsize: int) -> int:
+    """Live tensors at the peak of a decode, which is among its full-size frames: those at work, those that each causal
+    layer carries, and kernels in working form. For widths that grow as Wan's do, 1, 2, 4, 4.
+
+    Args:
+        num_pixels: of a frame.
+        itemsize: bytes of a number in the dtype computed in.
+    """
+    blocks, dim = config.num_res_blocks, config.dim
+    frames = num_pixels * (dim * (AT_WORK + CARRIED * blocks) + RGB)
+    kernels = dim**2 * (KERNELS + BLOCK_KERNELS * blocks)
+    return int(itemsize * (frames + kernels))
+
+
+def decoder_room(config: VAEConfig, num_pixels: int, itemsize: int) -> int:
+    """`decoder_bytes`, and what convolutions and the allocator hold beside tensors."""
+    return int(BESIDE_TENSORS * decoder_bytes(config, num_pixels, itemsize))
 
 
 def step_cache_bytes(config: TransformerConfig, grid: LatentGrid) -> int:

@@ -15,7 +15,9 @@ from ..conditioning.audio import num_video_frames
 from ..conditioning.driving import Driving, exact
 from ..conditioning.pose import PoseVideo
 from ..geometry import VideoSize
+from ..pace import ClipTime
 from ..placement import MemoryEstimate
+from ..planning import Way
 from ..request import ClipRequest, Request
 from ..sampling.presets import find_preset
 from ..types import ClipPlan, SamplerSettings
@@ -31,11 +33,17 @@ class RunPlan:
     take: Path
     finished_clips: int
     estimate: MemoryEstimate
+    way: Way                 # how the models are run
+    time: ClipTime | None    # of denoising a clip; None where it is not foretold
 
     def lines(self, num_clips: int) -> list[str]:
         """As people read it."""
         done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
-        return [f"clips   {num_clips}{done}", f"steps   {self.settings}", f"memory  {self.estimate}"]
+        lines = [f"clips   {num_clips}{done}", f"steps   {self.settings}", f"models  {self.way}"]
+        if self.time is not None:
+            left = (num_clips - self.finished_clips) * self.time.clip
+            lines.append(f"time    {self.time.step:.2g} s a step, {left:.0f} s of denoising, by a block that was timed")
+        return [*lines, f"memory  {self.estimate}"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,10 +100,19 @@ def plan_job(
         settings=settings,
         take=request.take_folder,
         finished_clips=0,
-        estimate=components.estimate(size, request.clip_settings(), step_cache=settings.step_cache > 0),
+        **foretold(components, size, request, settings),
         scenes=placed,
         remarks=(*driving.remarks, *_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
     )
+
+
+def foretold(
+    components: Components, size: VideoSize, request: ClipRequest, settings: SamplerSettings
+) -> dict[str, object]:
+    """How a `RunPlan` runs the models, and what that takes."""
+    clip = request.clip_settings()
+    estimate = components.estimate(size, clip, step_cache=settings.step_cache > 0)
+    return {"estimate": estimate, "way": components.way, "time": components.clip_time(size, clip, settings)}
 
 
 def sampler_settings(request: ClipRequest, components: Components) -> SamplerSettings:

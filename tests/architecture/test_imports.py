@@ -18,6 +18,8 @@ DOORS: dict[str, set[str]] = {
     "speakers": set(),
     "request": {"types", "speakers", "sampling.presets"},
     "placement": set(),
+    "pace": {"models", "ops", "placement"},
+    "planning": {"models", "placement"},
     "ops": set(),
     "models": {"ops"},
     "checkpoints": {"models", "ops"},
@@ -29,12 +31,13 @@ DOORS: dict[str, set[str]] = {
     "parallel": {"models", "ops"},
     "components": {
         "types", "ops", "placement", "models", "checkpoints", "conditioning", "sampling", "denoiser", "video", "media",
-        "parallel",
+        "pace", "parallel", "planning",
     },
     "who_speaks": {"speakers", "conditioning", "media", "video.take"},
     "cast": {"types", "request", "speakers", "who_speaks", "conditioning", "media", "dub.faces"},
     "running": {
-        "types", "request", "cast", "placement", "conditioning", "sampling.presets", "video", "media", "components",
+        "types", "request", "cast", "pace", "placement", "planning", "conditioning", "sampling.presets", "video",
+        "media", "components",
     },
     "pipeline": {"types", "request", "models", "conditioning", "video", "media", "components", "running"},
     "training": {

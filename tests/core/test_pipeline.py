@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from s2v_core import WanS2VPipeline
+from s2v_core import WanS2VPipeline, components
 from s2v_core.errors import ConfigError, OutputError, ShapeError
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import probe_video, read_frames
 from s2v_core.request import Request
-from s2v_core.types import ClipSettings
+from s2v_core.types import ClipSettings, Denoiser, SamplerSettings
 
 from ..cli.media import picture, silent_video, tone
 
@@ -92,7 +95,8 @@ def test_the_estimate_grows_with_the_picture_not_with_the_sound(pipe: WanS2VPipe
         pipe.components.estimate(VideoSize(width=side, height=side), ClipSettings()) for side in (64, 256)
     )
     assert small.weights == large.weights
-    assert large.decoding == 16 * small.decoding and large.host == 16 * small.host
+    assert small.decoding < large.decoding < 16 * small.decoding   # its kernels do not grow
+    assert large.host == 16 * small.host
 
 
 def test_feed_forwards_go_in_chunks_only_where_memory_is_short(
@@ -100,13 +104,43 @@ def test_feed_forwards_go_in_chunks_only_where_memory_is_short(
 ) -> None:
     size = VideoSize(width=128, height=128)
     ample = pipe.components.estimate(size, ClipSettings())
-    assert pipe.components.chunk_tokens is None
+    assert pipe.components.way.chunk_tokens is None
     monkeypatch.setattr("s2v_core.components.free_memory", lambda device: 0)
     short = pipe.components.estimate(size, ClipSettings())
-    assert pipe.components.chunk_tokens is not None and short.denoising < ample.denoising
+    assert pipe.components.way.chunk_tokens is not None and short.denoising < ample.denoising
     monkeypatch.undo()
     pipe.components.estimate(size, ClipSettings())
-    assert pipe.components.chunk_tokens is None
+    assert pipe.components.way.chunk_tokens is None
+
+
+def test_the_text_encoder_is_gone_before_denoising_begins_and_the_sound_encoder_is_at_home(
+    pipe: WanS2VPipeline, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, here, seen = [], [], []
+    build, denoising, visiting = components.build_text_encoder, pipe.components.denoising, pipe.components._visiting
+
+    def noted(config: object) -> torch.nn.Module:
+        encoder = build(config)
+        built.append(weakref.ref(encoder))
+        return encoder
+
+    @contextmanager
+    def visit(module: torch.nn.Module) -> Iterator[None]:
+        with visiting(module):
+            here.append(type(module).__name__)
+            yield
+        here.remove(type(module).__name__)
+
+    @contextmanager
+    def watched(settings: SamplerSettings) -> Iterator[Denoiser]:
+        with denoising(settings) as denoiser:
+            yield lambda *inputs: (seen.append(([encoder() for encoder in built], list(here))), denoiser(*inputs))[1]
+
+    monkeypatch.setattr(components, "build_text_encoder", noted)
+    monkeypatch.setattr(pipe.components, "_visiting", visit)
+    monkeypatch.setattr(pipe.components, "denoising", watched)
+    pipe(**arguments(media))
+    assert seen == [([None], [])]
 
 
 def test_starting_from_the_image_and_following_a_pose_run_through(pipe: WanS2VPipeline, media: Path) -> None:

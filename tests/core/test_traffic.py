@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from s2v_core.config import TransformerConfig
+from s2v_core.config import TransformerConfig, VAEConfig
 from s2v_core.geometry import VideoSize
-from s2v_core.models.cost import activation_bytes, prepared_bytes
+from s2v_core.models.cost import activation_bytes, decoder_bytes, prepared_bytes
 from s2v_core.models.dit import ClipContext, WanS2VTransformer
+from s2v_core.models.vae import WanVAE
 
-from ..benchmarks.traffic import Traffic, make_model, measure
+from ..benchmarks.traffic import Traffic, compiled_forward, make_model, measure
 from ..benchmarks.traffic import make_clip as make_meta_clip
 from ..benchmarks.traffic import prepared_bytes as measured_bytes
 
@@ -37,6 +38,13 @@ def test_a_forward_moves_no_more_than_it_must(
     assert traffic.kernels <= 1400
     assert traffic.moved <= elementwise_gb * 1e9
     assert traffic.peak <= peak_gb * 1e9
+
+
+def test_compiled_blocks_move_half_of_the_bytes(large: WanS2VTransformer) -> None:
+    traffic, clip = measure(large, VideoSize(width=832, height=480))
+    kernels, moved = compiled_forward(large, clip, traffic)
+    assert moved <= 0.5 * traffic.moved
+    assert kernels < traffic.kernels
 
 
 def test_the_count_knows_bytes_kernels_and_what_is_alive() -> None:
@@ -122,3 +130,20 @@ def test_the_estimate_of_what_is_prepared_is_right_within_a_tenth() -> None:
     estimated = prepared_bytes(few, clip.layout, 2, branches=1)
     posed = (clip.layout.num_video - 1) * few.dim * 2   # the estimate allows for a pose, which the clip has not
     assert abs((estimated - posed) / measured_bytes(clip) - 1) < 0.1
+
+
+BUNDLED_VAE = VAEConfig(dim=16, num_res_blocks=1)
+
+
+@pytest.mark.parametrize(
+    "config, size, dtype", [(BUNDLED_VAE, (128, 128), torch.float32), (VAEConfig(), (832, 480), torch.bfloat16)]
+)
+@torch.no_grad()
+def test_the_estimate_of_a_decode_is_right_within_a_twentieth(
+    config: VAEConfig, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    vae, (width, height) = WanVAE(config, device="meta", dtype=dtype), size
+    latents = torch.empty(1, config.latent_channels, 4, height // 8, width // 8, device="meta")
+    with Traffic() as traffic:
+        assert sum(frames.shape[2] for frames in vae.decoder().decode(latents)) == 13
+    assert abs(decoder_bytes(config, width * height, dtype.itemsize) / traffic.peak - 1) < 0.05

@@ -1,0 +1,113 @@
+"""How a job is run on a machine: the fastest way to place and cut its work that fits the memory, found by counting.
+
+Knows bytes; nothing is read, moved or timed here. Every way gives the same numbers but for the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from .config import TransformerConfig
+from .geometry import TokenLayout
+from .models.cost import activation_bytes, prepared_bytes
+from .placement import MemoryEstimate, blocks_that_stay
+
+HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment, displays want their share
+FFN_CHUNKS = 8   # where memory is short: more save nothing, as attention is then the larger
+NOT_BLOCKS = 5   # audio layers and embeddings are a fifth of a transformer's bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """One way to run a job."""
+
+    dtype: torch.dtype          # the transformer computes in it
+    offload: str                # "none", "model" or "blocks", as `Components.set_offload` says
+    chunk_tokens: int | None = None   # of the feed-forward at a time; None: all
+    resident_blocks: int = 0    # that stay on the device where the others visit it
+
+    def __str__(self) -> str:
+        told = [str(self.dtype).removeprefix("torch.")]
+        if self.offload == "model":
+            told.append("models take turns on the device")
+        if self.offload == "blocks":
+            stay = f"{self.resident_blocks} stay" if self.resident_blocks else "none stays"
+            told.append(f"blocks visit the device, {stay}")
+        if self.chunk_tokens is not None:
+            told.append(f"feed-forward {self.chunk_tokens} tokens at a time")
+        return ", ".join(told)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a job has to hold, bytes."""
+
+    config: TransformerConfig
+    layout: TokenLayout
+    transformer: Mapping[torch.dtype, int]   # its weights, by the dtypes that it may compute in, the best one first
+    others: int        # weights that are on the device with it
+    beside: int        # what else lasts as long as the denoising
+    decoding: int
+    host: int          # in RAM: frames
+    is_host: bool      # the device's memory is the RAM
+
+    def estimate(self, way: Way, available: int) -> MemoryEstimate:
+        """What it takes at its peak when it is run that way."""
+        transformer, item = self.transformer[way.dtype], way.dtype.itemsize
+        block = transformer // self.config.num_layers
+        here = transformer
+        if way.offload == "blocks":
+            here = (2 + way.resident_blocks) * block + transformer // NOT_BLOCKS   # two of them come and go
+        work = activation_bytes(self.config, self.layout, item, chunk_tokens=way.chunk_tokens)
+        return MemoryEstimate(
+            weights=self.others + here,
+            denoising=work + prepared_bytes(self.config, self.layout, item) + self.beside,
+            decoding=self.decoding,
+            host=self.host,
+            available=available,
+            is_host=self.is_host,
+        )
+
+
+def choose_way(work: Work, offloads: Sequence[str], available: int) -> tuple[Way, MemoryEstimate]:
+    """The first way that fits `HEADROOM` of the available memory, or the last one, which takes least.
+
+    Args:
+        offloads: that may be used, the fastest first.
+        available: free bytes on the device.
+    """
+    room = int(HEADROOM * available)
+    for way in _ways(work, offloads):
+        estimate = work.estimate(way, available)
+        if estimate.device_peak <= room:
+            break
+    return _with_residents(work, way, room, available)
+
+
+def _ways(work: Work, offloads: Sequence[str]) -> Iterator[Way]:
+    """From the fastest to the smallest."""
+    chunk = -(-work.layout.total // FFN_CHUNKS)
+    for dtype, offload in product(work.transformer, offloads):
+        item = dtype.itemsize
+        whole, chunked = (activation_bytes(work.config, work.layout, item, chunk_tokens=c) for c in (None, chunk))
+        for tokens in (None, chunk) if chunked < whole else (None,):
+            yield Way(dtype=dtype, offload=offload, chunk_tokens=tokens)
+
+
+def _with_residents(work: Work, way: Way, room: int, available: int) -> tuple[Way, MemoryEstimate]:
+    """With as many blocks on the device as there is room for, where blocks visit it."""
+    estimate = work.estimate(way, available)
+    if way.offload != "blocks":
+        return way, estimate
+    num_blocks = blocks_that_stay(
+        available=room,
+        needed=estimate.device_peak,
+        per_block=work.transformer[way.dtype] // work.config.num_layers,
+        num_blocks=work.config.num_layers,
+    )
+    way = Way(dtype=way.dtype, offload="blocks", chunk_tokens=way.chunk_tokens, resident_blocks=num_blocks)
+    return way, work.estimate(way, available)
