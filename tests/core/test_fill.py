@@ -7,6 +7,7 @@ import threading
 from dataclasses import astuple
 
 import pytest
+import torch
 
 from s2v_core.errors import Interrupted, OutputError
 from s2v_core.types import ClipSettings
@@ -99,6 +100,14 @@ def test_the_files_are_those_of_clips_stored_one_by_one(tmp_path):
     run(tmp_path / "beside")
     run(tmp_path / "one by one", one_by_one=True)
     assert files(tmp_path / "beside") == files(tmp_path / "one by one")
+
+
+def test_a_host_that_computes_in_inference_mode_gets_the_same_files(tmp_path):
+    """The mode is a thread's own, and what was made in it is stored by another."""
+    run(tmp_path / "plain")
+    with torch.inference_mode():
+        run(tmp_path / "host")
+    assert files(tmp_path / "host") == files(tmp_path / "plain")
 
 
 def test_a_clip_is_finished_before_the_next_ones_first_step_is_told(tmp_path):
