@@ -18,6 +18,7 @@ from .audio import SoundSource
 WINDOW = 8 * SAMPLE_RATE // 5   # samples that a voice is known by: 1.6 s
 HOP = SAMPLE_RATE // 5          # from one window to the next
 NEAR = WINDOW // HOP // 2       # windows on each side that share half of their samples
+AT_ONCE = 64                    # windows in memory
 TELLING = SAMPLE_RATE // 2      # shorter stretches of speech do not say what voices there are
 STARTS = 20                     # of the clustering, of which the best is kept
 ROUNDS = 50                     # of the clustering, at most
@@ -84,7 +85,8 @@ def _windows(start: int, stop: int) -> Iterator[Stretch]:
 
 def _prints(sound: SoundSource, windows: Sequence[Stretch], engine: VoiceEngine) -> np.ndarray:
     """[n, D]; the windows of one stretch are equally long."""
-    return engine.prints(np.stack([sound.read(start, stop) for start, stop in windows]))
+    parts = (windows[first : first + AT_ONCE] for first in range(0, len(windows), AT_ONCE))
+    return np.concatenate([engine.prints(np.stack([sound.read(*window) for window in part])) for part in parts])
 
 
 def cluster(prints: np.ndarray, num_voices: int) -> np.ndarray:

@@ -6,7 +6,8 @@ Knows the packages' weights, which come with them; nothing is downloaded. Who sp
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ PAUSE = 0.15             # seconds without speech that end a stretch
 BLOCK = 64 * CHUNK       # samples read at a time
 LEVEL = 10 ** (-30 / 20)   # root mean square that voices are brought to, as in training
 FFT, STEP, MELS = 400, 160, 40
-AT_ONCE = 256            # windows
 
 
 class PackagedEngine:
@@ -57,8 +57,7 @@ class PackagedEngine:
     def prints(self, windows: np.ndarray) -> np.ndarray:
         """[n, 256] for [n, S] samples."""
         with torch.inference_mode():
-            parts = [self._encoder(part) for part in torch.from_numpy(windows).float().split(AT_ONCE)]
-        return torch.cat(parts).numpy()
+            return self._encoder(torch.from_numpy(windows).float()).numpy()
 
 
 class VoiceEncoder(nn.Module):
@@ -113,11 +112,11 @@ def _weights_of(package: str, name: str) -> Path:
     raise ImportError(f"no {name} of {package}")
 
 
-class _threads_kept:
+@contextmanager
+def _threads_kept() -> Iterator[None]:
     """silero-vad sets torch to one thread when it is imported and loaded; afterwards there are as many as before."""
-
-    def __enter__(self) -> None:
-        self._threads = torch.get_num_threads()
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._threads)
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

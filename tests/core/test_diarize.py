@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from s2v_core import who_speaks
-from s2v_core.conditioning import voice_engine as packaged
+from s2v_core.conditioning import diarize as diarizing
 from s2v_core.conditioning.diarize import Spoken, cluster, diarize, steady
 from s2v_core.conditioning.voice_engine import CHUNK, INSTALL, VoiceEncoder, voice_engine
 from s2v_core.config import SAMPLE_RATE
@@ -71,6 +71,19 @@ def test_three_voices_and_the_same_sound_twice():
     sound = sound_of(conversation((LOW, 2), (0, 0.6), (THIRD, 1), (0, 0.6), (HIGH, 2), (0, 0.6), (THIRD, 1)))
     found = diarize(sound, 3, ByPitch())
     assert [turn.voice for turn in found] == [0, 1, 2, 1] and found == diarize(sound, 3, ByPitch())
+
+
+def test_a_long_stretch_is_looked_at_a_few_windows_at_a_time(monkeypatch):
+    seen = []
+
+    class Counted(ByPitch):
+        def prints(self, windows):
+            seen.append(len(windows))
+            return super().prints(windows)
+
+    expected = diarize(sound_of(TALK), 2, ByPitch())
+    monkeypatch.setattr(diarizing, "AT_ONCE", 3)
+    assert diarize(sound_of(TALK), 2, Counted()) == expected and max(seen) == 3
 
 
 def test_one_voice_is_one_voice():
@@ -206,8 +219,7 @@ def test_speech_is_heard_chunk_by_chunk_to_the_end_and_torch_keeps_its_threads(p
     assert found[-1][1] == round(5.7 * SAMPLE_RATE)
 
 
-def test_a_voice_has_one_print_however_loud_it_is(packages, monkeypatch):
-    monkeypatch.setattr(packaged, "AT_ONCE", 2)
+def test_a_voice_has_one_print_however_loud_it_is(packages):
     voices = np.random.default_rng(0).standard_normal((3, 8000)).astype(np.float32)
     prints = voice_engine().prints(voices)
     assert prints.shape == (3, 256) and np.allclose(np.linalg.norm(prints, axis=1), 1, atol=1e-5)
