@@ -74,11 +74,11 @@ def test_a_clip_in_the_host_is_the_command_lines_clip(server, tmp_path, host_sam
     assert here.std() > 0.1
 
 
-def command_line_clip(server, folder, *, loras=(), **settings):
+def command_line_clip(server, folder, *, loras=(), steps=4, **settings):
     """Latents of the first clip of the same job, as the command makes it, in float32."""
     request = Request(
         image=server.base / "input" / "drawn.png", audio=server.base / "input" / "speech.wav", prompt=TRIED,
-        negative_prompt="", output=folder / "clip.mp4", size=VideoSize(width=64, height=64), num_frames=16, steps=4,
+        negative_prompt="", output=folder / "clip.mp4", size=VideoSize(width=64, height=64), num_frames=16, steps=steps,
         take=folder / "take", **settings,
     )  # fmt: skip
     folder.mkdir(exist_ok=True)
