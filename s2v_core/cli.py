@@ -208,7 +208,7 @@ def generate(arguments: argparse.Namespace, load: Loader) -> int:
 
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return work()
-    with pipeline.together() as leads:   # torchrun: one process reads, decodes and writes, all of them denoise
+    with pipeline.together() as leads:   # torchrun: one process reads and writes, all of them denoise and decode
         return work() if leads else 0
 
 
