@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 from .dub.options import DUB_OPTIONS, make_dub_request, read_dub_values, shared_values
 from .errors import CheckpointError, ConfigError, Interrupted, MediaError, OutputError, S2VError, ShapeError
 from .options import COMMAND, JOB, MODELS, OPTIONS, REPEATED, Option, check_values, flag, nearest
-from .progress import Progress, duration
+from .progress import Progress
+from .times import duration
 from .training.arguments import add_precompute_arguments, add_train_arguments
 
 if TYPE_CHECKING:  # these import torch, which nobody who asks for --help should wait for

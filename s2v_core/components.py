@@ -24,11 +24,12 @@ from .conditioning.text import Tokenizer, byte_tokenizer, encode_prompt, folder_
 from .config import ModelConfig
 from .denoiser import TransformerDenoiser, num_evaluations
 from .errors import ConfigError
-from .geometry import TokenLayout, VideoSize, token_layout
+from .geometry import SPATIAL_STRIDE, TokenLayout, VideoSize, token_layout
 from .models.cost import decoder_room, step_cache_bytes
 from .models.dit import WanS2VTransformer
 from .models.sound_encoder import SoundEncoder
 from .models.text_encoder import build_text_encoder
+from .models.tiles import TiledVAE, tiled_share
 from .models.vae import WanVAE
 from .ops.attention import AttentionFn, make_attention
 from .ops.eight_bit import EightBit, make_eight_bit
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "bundled"
 CAST = ("F64", "F32", "F16", "BF16")   # numbers that are brought into the dtype asked for; others stay packed
+VAE_TILES = (1, 2, 4, 8)   # that a picture may be cut into, one after the other
 
 
 class Components:
@@ -165,10 +167,17 @@ class Components:
         with self._visiting(self._sound_encoder):
             return self._sound_encoder.hidden_states(waveform.to(self.device)).float().cpu()
 
-    @cached_property
+    @property
     def codec(self) -> VideoCodec:
-        """The autoencoder, on the device; of several processes each computes some rows of every picture."""
-        return self._vae if self.lead is None else SharedCodec(self._vae, self.lead)
+        """The autoencoder, on the device; of several processes each computes some rows of every picture, and where
+        memory is short one does it tile by tile."""
+        if self.lead is not None:
+            return self._shared_codec
+        return self._vae if self.way.vae_tiles == 1 else TiledVAE(self._vae, self.way.vae_tiles)
+
+    @cached_property
+    def _shared_codec(self) -> SharedCodec:
+        return SharedCodec(self._vae, self.lead)
 
     @cached_property
     def _vae(self) -> WanVAE:
@@ -269,10 +278,17 @@ class Components:
             transformer={dtype: self._transformer_bytes(dtype) for dtype in self._dtypes()},
             others=_total_bytes(self.files.vae, "vae", self.vae_dtype),
             beside=step_cache_bytes(self.config.transformer, grid) if step_cache else 0,
-            decoding=decoder_room(self.config.vae, pixels, self.vae_dtype.itemsize),
+            decoding={tiles: self._decoding_bytes(size, tiles) for tiles in VAE_TILES},
+            decoded=clip.frames * pixels * 3 * 4,
             host=frames * pixels * 3 * 4,
             is_host=self.device.type == "cpu",
         )
+
+    def _decoding_bytes(self, size: VideoSize, tiles: int) -> int:
+        """Of several processes each has its rows, so that none has tiles."""
+        alone = launched()[2] == 1
+        share = tiled_share(self.config.vae, size.width // SPATIAL_STRIDE, tiles) if alone else 1
+        return decoder_room(self.config.vae, int(share * size.width * size.height), self.vae_dtype.itemsize)
 
     def _layout(self, size: VideoSize, clip: ClipSettings) -> TokenLayout:
         return token_layout(size.latent_grid(clip.num_latents), has_motion=True)

@@ -6,7 +6,7 @@ Knows bytes; nothing is read, moved or timed here. Every way gives the same numb
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -28,6 +28,7 @@ class Way:
     dtype: torch.dtype          # the transformer computes in it
     offload: str                # "none", "model" or "blocks", as `Components.set_offload` says
     chunk_tokens: int | None = None   # of the feed-forward at a time; None: all
+    vae_tiles: int = 1          # that the autoencoder works on, one after the other
     resident_blocks: int = 0    # that stay on the device where the others visit it
 
     def __str__(self) -> str:
@@ -39,6 +40,8 @@ class Way:
             told.append(f"blocks visit the device, {stay}")
         if self.chunk_tokens is not None:
             told.append(f"feed-forward {self.chunk_tokens} tokens at a time")
+        if self.vae_tiles > 1:
+            told.append(f"autoencoder in {self.vae_tiles} tiles")
         return ", ".join(told)
 
 
@@ -51,8 +54,9 @@ class Work:
     transformer: Mapping[torch.dtype, int]   # its weights, by the dtypes that it may compute in, the best one first
     others: int        # weights that are on the device with it
     beside: int        # what else lasts as long as the denoising
-    decoding: int
-    host: int          # in RAM: frames
+    decoding: Mapping[int, int]   # by the numbers of tiles that it may be done in, the smallest one first
+    decoded: int       # in RAM: the frames of a clip, which tiles are put together to
+    host: int          # in RAM: all other frames
     is_host: bool      # the device's memory is the RAM
 
     def estimate(self, way: Way, available: int) -> MemoryEstimate:
@@ -66,8 +70,8 @@ class Work:
         return MemoryEstimate(
             weights=self.others + here,
             denoising=work + prepared_bytes(self.config, self.layout, item) + self.beside,
-            decoding=self.decoding,
-            host=self.host,
+            decoding=self.decoding[way.vae_tiles],
+            host=self.host + (self.decoded if way.vae_tiles > 1 else 0),
             available=available,
             is_host=self.is_host,
         )
@@ -94,8 +98,13 @@ def _ways(work: Work, offloads: Sequence[str]) -> Iterator[Way]:
     for dtype, offload in product(work.transformer, offloads):
         item = dtype.itemsize
         whole, chunked = (activation_bytes(work.config, work.layout, item, chunk_tokens=c) for c in (None, chunk))
-        for tokens in (None, chunk) if chunked < whole else (None,):
-            yield Way(dtype=dtype, offload=offload, chunk_tokens=tokens)
+        chunks = (None, chunk) if chunked < whole else (None,)
+        smallest = min(work.decoding.values())
+        for tiles, room in work.decoding.items():
+            for tokens in chunks:
+                yield Way(dtype=dtype, offload=offload, chunk_tokens=tokens, vae_tiles=tiles)
+            if room == smallest:   # more tiles would only be more work
+                break
 
 
 def _with_residents(work: Work, way: Way, room: int, available: int) -> tuple[Way, MemoryEstimate]:
@@ -109,5 +118,5 @@ def _with_residents(work: Work, way: Way, room: int, available: int) -> tuple[Wa
         per_block=work.transformer[way.dtype] // work.config.num_layers,
         num_blocks=work.config.num_layers,
     )
-    way = Way(dtype=way.dtype, offload="blocks", chunk_tokens=way.chunk_tokens, resident_blocks=num_blocks)
+    way = replace(way, resident_blocks=num_blocks)
     return way, work.estimate(way, available)

@@ -31,6 +31,13 @@ def parse_seconds(value: object) -> float:
     return seconds
 
 
+def duration(seconds: float) -> str:
+    """0:05, 12:30, 2:03:20."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def clock(seconds: float) -> str:
     """0:05.00, 12:30.25, 2:03:20.00"""
     minutes, hundredths = divmod(round(seconds * 100), 6000)

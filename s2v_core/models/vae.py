@@ -37,13 +37,22 @@ class Encoder(nn.Module):
 
     def forward(self, frames: Frames, carry: Carry) -> Frames:
         """The stream's first frame, or its next four, to what they give: [B, 2C, h, w], usually one."""
+        return self.finish(self.begin(frames, carry), carry)
+
+    def begin(self, frames: Frames, carry: Carry) -> Frames:
+        """The part that comes down to the latents' size, by convolutions alone."""
         frames = self.conv1(frames, carry)
-        for block in (*self.downsamples, *self.middle):
+        for block in self.downsamples:
             frames = block(frames, carry)
-        norm, conv = self.head.values()
-        frames = conv([norm(x) for x in frames], carry)
         carry.is_first = False
         return frames
+
+    def finish(self, frames: Frames, carry: Carry) -> Frames:
+        """The part at that size, where every cell sees all others."""
+        for block in self.middle:
+            frames = block(frames, carry)
+        norm, conv = self.head.values()
+        return conv([norm(x) for x in frames], carry)
 
 
 class Decoder(nn.Module):
@@ -79,11 +88,22 @@ class Decoder(nn.Module):
             ahead: 1 makes all its frames. With 0 or less it makes none, and leaves out what frames that follow will
                 not need: the next frames wanted are those of the latent frame `1 - ahead` later.
         """
+        return self.finish(self.begin(latent, carry, ahead), carry, ahead)
+
+    def begin(self, latent: Tensor, carry: Carry, ahead: int = 1) -> Frames:
+        """The part at the latents' size, where every cell sees all others."""
         mean, std = _statistics(self.config, latent.device)
         latent = (latent.float() * std + mean).to(self.conv1.weight.dtype, memory_format=torch.channels_last)
         wanted = self._wanted(self.rate * ahead)
         frames = self.conv1([self._entry[0](latent)], carry, wanted.pop())
-        for block in (*self.middle, *self.upsamples):
+        for block in self.middle:
+            frames = block(frames, carry, wanted.pop())
+        return frames
+
+    def finish(self, frames: Frames, carry: Carry, ahead: int = 1) -> Frames:
+        """The part that goes up to frames, by convolutions alone."""
+        wanted = self._wanted(self.rate * ahead)[: 1 + len(self.upsamples)]
+        for block in self.upsamples:
             frames = block(frames, carry, wanted.pop())
         norm, conv = self.head.values()
         frames = conv([norm(x) for x in frames], carry, wanted.pop())
@@ -113,6 +133,13 @@ def _head(num_in: int, num_out: int) -> nn.ModuleDict:
 def _statistics(config: VAEConfig, device: torch.device) -> Tensor:
     """[2, C, 1, 1] mean and standard deviation of the latents. Built at use: a model on the meta device has no data."""
     return torch.tensor([config.latent_mean, config.latent_std], device=device).unsqueeze(-1).unsqueeze(-1)
+
+
+def normalised(distribution: Tensor, config: VAEConfig) -> Tensor:
+    """[B, 2C, T, h, w] -> [B, C, T, h, w] latents, float32: the distribution's mean; its variance is not used."""
+    latents = distribution.float().chunk(2, 1)[0]
+    mean, std = _statistics(config, latents.device)
+    return (latents - mean.unsqueeze(1)) / std.unsqueeze(1)
 
 
 class WanVAE(nn.Module):
@@ -194,9 +221,7 @@ class EncoderStream:
                 self._held = []
         if not outs:
             return weight.new_empty(B, vae.config.latent_channels, 0, H // cell, W // cell, dtype=torch.float32)
-        latents = torch.stack(outs, 2).float().chunk(2, 1)[0]   # the distribution's mean; its variance is not used
-        mean, std = _statistics(vae.config, latents.device)
-        return (latents - mean.unsqueeze(1)) / std.unsqueeze(1)
+        return normalised(torch.stack(outs, 2), vae.config)
 
 
 class DecoderStream:

@@ -20,6 +20,7 @@ from ..placement import MemoryEstimate
 from ..planning import Way
 from ..request import ClipRequest, Request
 from ..sampling.presets import find_preset
+from ..times import duration
 from ..types import ClipPlan, SamplerSettings
 from ..video.storyboard import PlacedScene, Scene, place_scenes, unseen
 from ..video.timeline import plan_clips
@@ -41,8 +42,8 @@ class RunPlan:
         done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
         lines = [f"clips   {num_clips}{done}", f"steps   {self.settings}", f"models  {self.way}"]
         if self.time is not None:
-            left = (num_clips - self.finished_clips) * self.time.clip
-            lines.append(f"time    {self.time.step:.2g} s a step, {left:.0f} s of denoising, by a block that was timed")
+            left = duration((num_clips - self.finished_clips) * self.time.clip)
+            lines.append(f"time    {self.time.step:.2g} s a step, {left} of denoising, as a block was timed here")
         return [*lines, f"memory  {self.estimate}"]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from s2v_core.progress import Progress, duration
+from s2v_core.progress import Progress
+from s2v_core.times import duration
 
 
 class Terminal(io.StringIO):

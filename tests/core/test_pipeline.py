@@ -15,6 +15,8 @@ from s2v_core import WanS2VPipeline, components
 from s2v_core.errors import ConfigError, OutputError, ShapeError
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import probe_video, read_frames
+from s2v_core.models.tiles import TiledVAE
+from s2v_core.planning import Way
 from s2v_core.request import Request
 from s2v_core.types import ClipSettings, Denoiser, SamplerSettings
 
@@ -99,18 +101,29 @@ def test_the_estimate_grows_with_the_picture_not_with_the_sound(pipe: WanS2VPipe
     assert large.host == 16 * small.host
 
 
-def test_feed_forwards_go_in_chunks_only_where_memory_is_short(
-    pipe: WanS2VPipeline, monkeypatch: pytest.MonkeyPatch
+def test_where_memory_is_short_a_job_is_cut_smaller_and_the_dtype_asked_for_stays(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    size = VideoSize(width=128, height=128)
+    pipe = WanS2VPipeline.from_pretrained(torch_dtype=torch.float32, device_map="cpu", load_weights=False)
+    size = VideoSize(width=512, height=128)
     ample = pipe.components.estimate(size, ClipSettings())
-    assert pipe.components.way.chunk_tokens is None
+    assert pipe.components.way == Way(dtype=torch.float32, offload="none")
     monkeypatch.setattr("s2v_core.components.free_memory", lambda device: 0)
     short = pipe.components.estimate(size, ClipSettings())
-    assert pipe.components.way.chunk_tokens is not None and short.denoising < ample.denoising
+    assert short.denoising < ample.denoising and short.decoding < ample.decoding
+    assert pipe.components.way.dtype == torch.float32 and pipe.components.way.chunk_tokens is not None
+    assert pipe.components.way.vae_tiles > 1
     monkeypatch.undo()
     pipe.components.estimate(size, ClipSettings())
-    assert pipe.components.way.chunk_tokens is None
+    assert pipe.components.way == Way(dtype=torch.float32, offload="none")
+
+
+def test_the_autoencoder_works_in_the_tiles_that_were_planned(
+    pipe: WanS2VPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe.components, "way", Way(dtype=torch.float32, offload="none", vae_tiles=2))
+    codec = pipe.components.codec
+    assert isinstance(codec, TiledVAE) and codec.num_tiles == 2
 
 
 def test_the_text_encoder_is_gone_before_denoising_begins_and_the_sound_encoder_is_at_home(
