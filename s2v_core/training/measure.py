@@ -96,13 +96,20 @@ def _skin_box(frame: np.ndarray, skin: np.ndarray, around: Region) -> Region:
     pixels = frame[y : int(np.ceil(around[3])), x : int(np.ceil(around[2]))].astype(np.float32)
     distance = np.linalg.norm(pixels - skin, axis=-1) / (SKIN_TOLERANCE * np.linalg.norm(skin))
     mask = np.clip(2 - distance, 0, 1)
-    columns, rows = mask.sum(0), mask.sum(1)
+    rows, columns = _without_gaps(mask, 1).sum(1), _without_gaps(mask, 0).sum(0)   # eyes and mouths are face too
     if not rows.any():
         return around
     rows = rows * (rows > 0.35 * np.sort(rows)[-max(1, len(rows) // 12)])      # no neck, no specks
     columns = columns * (columns > 0.25 * np.sort(columns)[-max(1, len(columns) // 12)])
     (left, right), (top, bottom) = _ends(columns, 0.03), _ends(rows, 0.03)
     return left + x, top + y, right + x, bottom + y
+
+
+def _without_gaps(mask: np.ndarray, axis: int) -> np.ndarray:
+    """What lies between two parts of a mask along an axis is filled up, to the lesser of them."""
+    before = np.maximum.accumulate(mask, axis)
+    behind = np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis)
+    return np.minimum(before, behind)
 
 
 def _ends(weights: np.ndarray, share: float) -> tuple[float, float]:
@@ -226,7 +233,8 @@ def motion(frames: np.ndarray, fps: float, region: Region | None = None) -> Moti
     size = np.sqrt(np.maximum(track.width * track.height, 1))
     zoom = float(np.polyfit(seconds, np.log(size), 1)[0])
     pan = -float(np.polyfit(seconds, track.x, 1)[0]) / frames.shape[2]
-    nod, shake = (_swing(series, fps) / width for series in (track.y, track.x))
+    hairline = track.y - track.height / 2   # a chin moves with the jaw too
+    nod, shake = (_swing(series, fps) / width for series in (hairline, track.x))
     head = "still"
     if nod > NOD or shake > SHAKE:
         head = "nods" if nod > shake else "shakes"
