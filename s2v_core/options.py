@@ -288,14 +288,16 @@ OPTIONS: dict[str, Option] = {
         Option(name="matmul", group=MODEL, metavar="TYPE", parse=one_of(MATMULS), scope=MODELS,
                help="multiply the transformer's large matrices in 8 bits, a byte a weight: fp8, for GPUs that have "
                     "it (RTX 40, H100 and later; a CPU is slower by it), or int8, for CPUs (half of fp32's time). A "
-                    "forward is off by 0.02 (fp8) or 0.007 (int8) of its size, by bf16 alone 0.004 (default: off)"),
+                    "forward is off by 0.02 (fp8) or 0.007 (int8) of its size, by bf16 alone 0.004; frames of the "
+                    "small model are 40.6 and 42.0 dB from fp32's, bf16's 42.2 (default: off)"),
         Option(name="vae-dtype", group=MODEL, metavar="TYPE", parse=one_of(VAE_DTYPES), scope=MODELS,
-               help="numbers that the video autoencoder computes with: fp32, or bf16, in half of the memory "
-                    "(default: fp32)"),
+               help="numbers that the video autoencoder computes with: fp32, or bf16, in half of the memory; frames of "
+                    "the small model are then 41.9 dB from fp32's (default: fp32)"),
         Option(name="device", group=MODEL, metavar="NAME", parse=text, scope=MODELS,
                help="cuda, cuda:1, mps, cpu (default: auto, the fastest found)"),
         Option(name="attention", group=MODEL, metavar="NAME", parse=one_of(ATTENTIONS), scope=MODELS,
-               help="sdpa or cudnn, which torch brings; flash, sage or xformers, where installed (default: auto, sdpa)"),
+               help="sdpa or cudnn, which torch brings; flash, sage or xformers, where installed (default: auto, "
+                    "sdpa)"),
         Option(name="offload", group=MODEL, metavar="WHAT", parse=one_of(OFFLOADS), scope=MODELS,
                help="what waits in main memory to spare the GPU's: none, model (each model while unused) or "
                     "blocks (the transformer's layers too) (default: auto, as little as fits)"),
