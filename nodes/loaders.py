@@ -30,8 +30,8 @@ class LoadModel(io.ComfyNode):
                                tooltip="A Wan2.2-S2V transformer in models/diffusion_models: .safetensors or .gguf."),
                 io.Combo.Input("weight_dtype", options=list(DTYPES), default="default",
                                tooltip="How weights lie in memory. default: as the file stores them; the fp8 types "
-                                       "halve a bf16 file, and lose some quality; fast also multiplies in fp8, on cards "
-                                       "from RTX 40 and H100 on. GGUF files ignore it."),
+                                       "halve a bf16 file, and lose some quality; fast also multiplies in fp8, on "
+                                       "cards from RTX 40 and H100 on. GGUF files ignore it."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For samplers, LoRA loaders and S2V nodes.")],
         )  # fmt: skip
