@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from s2v_core.speakers import Speaker
 
 from .prompts import change, small, workflow
-from .test_long_video import finished_take, long_video, pictures, rendered
-from .test_model import command_line_clip, latents_of, normalised, short_clip, tiny
+from .test_long_video import finished_take, long_video, pictures, rendered, with_storyboard
+from .test_model import TRIED, command_line_clip, latents_of, normalised, short_clip, tiny
 
 
 def heard_whole(prompt):
@@ -82,6 +82,23 @@ def test_people_who_share_a_sound_in_the_host_give_the_command_lines_clip(server
     )
     assert (normalised(there) - here).abs().max() < 1e-3
     assert (latents_of(server, heard_whole(prompt), source) - there).abs().max() > 1e-2
+
+
+def test_a_storyboard_says_whose_the_sound_is_as_the_command_line_does(server, tmp_path):
+    boxes, text = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.25, 1.0, 1.0)), f"[speaker b] {TRIED}\n0:05 [speaker a]"
+    prompt = with_people(heard_whole(long_video(seed=3, steps=4, cfg=3.0, sampler_name="euler")), "", *boxes)
+    del prompt["turns"]
+    prompt = change(with_storyboard(prompt, text), "S2VAudioEncode", speakers=["person1", 0])
+    there = first_latents(server, prompt)
+    board = tmp_path / "board.txt"
+    board.write_text(text, encoding="utf-8")
+    people = tuple(Speaker(region=box, name=name) for name, box in zip("ab", boxes, strict=True))
+    told = {"speakers": people, "storyboard": board}
+    here = command_line_clip(server, tmp_path / "told", seed=3, guidance_scale=3.0, solver="euler", **told)
+    assert (there - here).abs().max() < 1e-3
+    board.write_text(text.replace("speaker b", "speaker a"), encoding="utf-8")
+    other = command_line_clip(server, tmp_path / "other", seed=3, guidance_scale=3.0, solver="euler", **told)
+    assert (there - other).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("values, of_the_core", [
