@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..config import TransformerConfig
 from ..ops.attention import AttentionFn
 from ..ops.layers import Factory, Linear, tanh_gelu, wants_new_tensors
+from ..ops.quantized import QuantizedLinear
 from ..ops.rope import apply_rope, apply_rope_
 
 BlockPart = Literal["all", "self", "rest", "video"]
@@ -82,8 +83,9 @@ class FeedForward(nn.Sequential):
 
     def _whole(self, x: Tensor) -> Tensor:
         widen, _, narrow = self
-        own = type(widen) is Linear   # neither lent by a host nor put in its place
-        return narrow(widen.with_gelu(x) if own else tanh_gelu(widen(x)))
+        own = isinstance(widen, Linear | QuantizedLinear)   # not lent by a host
+        plain = own and not widen._forward_hooks            # nor with a LoRA beside it, which GELU must see
+        return narrow(widen.with_gelu(x) if plain else tanh_gelu(widen(x)))
 
 
 def by_segment(x: Tensor, num_video: int) -> tuple[Tensor, ...]:

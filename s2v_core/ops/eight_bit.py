@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .layers import tanh_gelu
 from .quantized import QuantizedLinear
 
 log = logging.getLogger(__name__)
@@ -212,14 +213,18 @@ class EightBitLinear(QuantizedLinear):
         self.arithmetic = arithmetic
 
     def forward(self, input: Tensor) -> Tensor:
+        return self._product(input, gelu=False)
+
+    def with_gelu(self, input: Tensor) -> Tensor:
+        return self._product(input, gelu=True)
+
+    def _product(self, input: Tensor, *, gelu: bool) -> Tensor:
         tokens = input.flatten(0, -2)
         way = self.arithmetic.way(self, tokens)
         if way is None:
-            return self.unpacked(input)
-        return self.multiplied(tokens, way).view(*input.shape[:-1], -1)
-
-    def unpacked(self, input: Tensor) -> Tensor:
-        return super().forward(input)
+            return self.unpacked(input, gelu=gelu)
+        out = self.multiplied(tokens, way).view(*input.shape[:-1], -1)
+        return tanh_gelu(out) if gelu else out
 
     def multiplied(self, tokens: Tensor, way: Way) -> Tensor:
         """[M, K] -> [M, N]"""

@@ -33,20 +33,21 @@ def tanh_gelu(x: Tensor) -> Tensor:
     return torch.ops.aten.gelu_(x, approximate="tanh")
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """x W^T + b of one dtype and device; `gelu`: then tanh-GELU, in one kernel where there is one."""
+    if not wants_new_tensors(x) and cpu.multiplies(x):
+        return cpu.linear(x, weight, bias, gelu=gelu)
+    out = F.linear(x, weight, bias)
+    return tanh_gelu(out) if gelu else out
+
+
 class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return self._product(input, gelu=False)
+        return product(input, like(self.weight, input), like(self.bias, input))
 
     def with_gelu(self, input: Tensor) -> Tensor:
-        """`forward`, then tanh-GELU, in one kernel where there is one."""
-        return self._product(input, gelu=True)
-
-    def _product(self, input: Tensor, *, gelu: bool) -> Tensor:
-        weight, bias = like(self.weight, input), like(self.bias, input)
-        if not wants_new_tensors(input) and cpu.multiplies(input):
-            return cpu.linear(input, weight, bias, gelu=gelu)
-        out = F.linear(input, weight, bias)
-        return tanh_gelu(out) if gelu else out
+        """`forward`, then tanh-GELU. Calls no hooks."""
+        return product(input, like(self.weight, input), like(self.bias, input), gelu=True)
 
 
 class Conv1d(nn.Conv1d):

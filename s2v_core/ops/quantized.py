@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .layers import like, product
 
 CHUNK = 2**22   # numbers unpacked at once: bounds the float32 temporaries beside a weight to some tens of MB
 
@@ -223,9 +223,15 @@ class QuantizedLinear(nn.Module):
         return unpack(self.packed.to(device, non_blocking=True), self.packed_format, scale=scale, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.unpacked(input)
+
+    def with_gelu(self, input: Tensor) -> Tensor:
+        """`forward`, then tanh-GELU. Calls no hooks."""
+        return self.unpacked(input, gelu=True)
+
+    def unpacked(self, input: Tensor, *, gelu: bool = False) -> Tensor:
         weight = self.dense_weight(input.dtype, input.device)
-        bias = None if self.bias is None else self.bias.to(input)
-        return F.linear(input, weight, bias)
+        return product(input, weight, like(self.bias, input), gelu=gelu)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, packed as {self.packed_format}"
