@@ -14,6 +14,7 @@ from s2v_core.ops import attention as switch
 from s2v_core.ops import cpu
 from s2v_core.ops.attention import KERNELS, AttentionFn, CheckedAttention, Kernel, make_attention, sdpa
 from s2v_core.ops.layers import Linear, tanh_gelu
+from s2v_core.ops.rope import apply_rope, apply_rope_, rope_angles, rope_table
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +180,14 @@ def test_gradients_go_through_a_linear_layer_and_its_gelu() -> None:
     assert torch.autograd.gradcheck(lambda x: layer.double().with_gelu(x), x.detach().double().requires_grad_())
     hidden = torch.randn(5, requires_grad=True)
     assert tanh_gelu(hidden) is not hidden
+
+
+def test_heads_are_turned_alike_in_place_and_anew_as_complex_numbers() -> None:
+    g = torch.Generator().manual_seed(0)
+    positions = torch.tensor([[0, 0, 0], [3, 1, 2], [-19, 5, 7]])
+    heads, table = torch.randn(2, 3, 4, 16, generator=g), rope_table(positions, 16)
+    angles = rope_angles(positions, 16)
+    numbers = torch.view_as_complex(heads.double().unflatten(-1, (-1, 2)))
+    expected = torch.view_as_real(numbers * torch.polar(torch.ones_like(angles), angles)[:, None]).flatten(-2)
+    for turned in (apply_rope(heads, table), apply_rope_(heads.clone(), table)):
+        torch.testing.assert_close(turned.double(), expected, atol=2e-6, rtol=1e-6)
