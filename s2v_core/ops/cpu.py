@@ -9,6 +9,7 @@ from functools import cache
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 512   # queries at a time: their scores stay in the cache
@@ -18,8 +19,29 @@ MIN_CHANNELS = 64   # or channels of a head, torch's one kernel is faster than s
 
 @cache
 def helps() -> bool:
-    """Whether this CPU is of that kind. torch's SDPA multiplies in float32 there, and its linear layers are MKL's."""
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    """Whether this CPU is of that kind. torch's SDPA multiplies in float32 there, and its linear layers are MKL's.
+
+    What tells so, and oneDNN's kernel, are torch's own affairs: a torch that lacks them, or means something else by
+    them, is left to its own ways.
+    """
+    try:
+        return (
+            torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported() and _linear_is_right()
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _linear_is_right() -> bool:
+    """On small numbers, of which bf16 rounds nothing that matters here."""
+    x, weight, bias = torch.arange(12.0).view(3, 4) / 8, torch.arange(8.0).view(2, 4) / 4, torch.tensor([0.5, -1.0])
+    with torch.inference_mode():
+        plain = F.linear(x, weight, bias)
+        gelu = F.gelu(plain, approximate="tanh")
+        return bool(
+            torch.allclose(linear(x, weight, bias), plain, atol=1e-4)
+            and torch.allclose(linear(x, weight, bias, gelu=True), gelu, atol=1e-4)
+        )
 
 
 def multiplies(x: Tensor) -> bool:
