@@ -80,11 +80,11 @@ def test_every_option_may_stand_in_the_yaml_file(pipeline, capsys, tmp_path):
         "driving-audio": "vocals.wav", "audio-start": "0:01.5", "audio-end": 9, "audio-offset": -40, "loudness": -23,
         "noise-gate": -45, "pose-strength": 0.8, "pose-start": 1, "pose-end": "0:08", "pose-skip": 2, "pose-steps": 1,
         "output-fps": 30, "first-window": "image", "match-colour": "lab", "voice": "de", "preset": "lightning-4",
-        "guidance-interval": [0.2, 0.8], "step-cache": True,
+        "guidance-interval": [0.2, 0.8], "step-cache": True, "isolate-voice": True, "speech-speed": 150,
     }  # fmt: skip
     batch = batch_of(tmp_path, {"size": None})
     settings = write(tmp_path / "settings.yaml", json.dumps({**values, "batch": batch.name}))   # JSON is YAML too
-    others = {"batch", "say", "pose-footage"}   # in place of audio and of pose-video
+    others = {"batch", "say", "pose-footage", "diarize"}   # in place of audio, of pose-video and of who-speaks
     assert {*values, *others} == set(OPTIONS)
     code, out, err = run(pipeline, capsys, "--config", settings)
     assert (code, err) == (0, "") and "1 ready, 0 failed" in out

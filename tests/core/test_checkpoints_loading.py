@@ -220,7 +220,8 @@ def test_vocabulary_stays_packed_under_both_its_names(tmp_path, monkeypatch, sav
     exact = build_text_encoder(tiny.TEXT)
     for name, parameter in exact.named_parameters():
         parameter.data = meant[name].float()
-    assert torch.equal(text_states(model), text_states(exact))
+    assert torch.equal(model.shared(torch.arange(9)), exact.shared(torch.arange(9)))
+    torch.testing.assert_close(text_states(model), text_states(exact), rtol=1e-5, atol=1e-5)   # sums in another order
 
 
 def test_text_encoder_in_gguf_spelling(tmp_path):
