@@ -70,7 +70,7 @@ def set_widget(page, kind, **values):
 
 def long_video_in_view(page):
     page.evaluate("""() => { const node = app.graph._nodes.find(n => n.type === 'S2VLongVideo');
-        app.canvas.ds.scale = 0.75; app.canvas.ds.offset = [260 - node.pos[0], 150 - node.pos[1]];
+        app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [260 - node.pos[0], 150 - node.pos[1]];   // it is a tall node
         app.canvas.setDirty(true, true) }""")
     page.wait_for_timeout(1200)
     return page.locator("canvas.s2v-timeline")
