@@ -83,10 +83,6 @@ def mean_embeds(encoder: PromptEncoder, prompts: tuple[str, ...]) -> Tensor:
     return embeds.sum(1) / (embeds != 0).any(-1).sum(1, keepdim=True)
 
 
-def answer_scores(heads: nn.ModuleList, told: Tensor) -> list[Tensor]:
-    return [head(told) for head in heads]
-
-
 def train(recipe: TextRecipe) -> Iterator[tuple[dict[str, float], PromptEncoder, nn.ModuleList]]:
     """Fit a text encoder.
 
@@ -106,7 +102,8 @@ def train(recipe: TextRecipe) -> Iterator[tuple[dict[str, float], PromptEncoder,
     began, losses = time.monotonic(), []
     for step in range(1, recipe.steps + 1):
         prompts, answers = zip(*(random_prompt(rng, recipe.faces) for _ in range(recipe.batch)), strict=True)
-        scores = answer_scores(heads, mean_embeds(encoder, prompts))
+        told = mean_embeds(encoder, prompts)
+        scores = [head(told) for head in heads]
         loss = answers_loss(scores, torch.tensor(answers))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -133,7 +130,8 @@ def judge(encoder: PromptEncoder, heads: nn.ModuleList, recipe: TextRecipe, *, n
     prompts, answers = zip(
         *(random_prompt(rng, recipe.faces, held_out=True) for _ in range(num_prompts)), strict=True
     )
-    given = torch.stack([s.argmax(-1) for s in answer_scores(heads, mean_embeds(encoder, prompts))], 1)
+    told = mean_embeds(encoder, prompts)
+    given = torch.stack([head(told).argmax(-1) for head in heads], 1)
     right: dict[str, list[Tensor]] = {}
     for column, question in enumerate(QUESTIONS):
         wanted = torch.tensor(answers)[:, column]

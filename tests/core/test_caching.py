@@ -13,12 +13,12 @@ from s2v_core.denoiser import TransformerDenoiser
 from s2v_core.errors import ConfigError
 from s2v_core.geometry import LatentGrid, VideoSize
 from s2v_core.models.cost import step_cache_bytes
-from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.sampling.caching import IN_A_ROW, StepCache, largest_change
 from s2v_core.sampling.sigmas import make_schedule
 from s2v_core.types import ClipSettings, SamplerSettings
 
-from .test_denoiser import CONFIG, NOISE, inputs, quiet
+from .test_denoiser import CONFIG as CONFIG  # the model's
+from .test_denoiser import NOISE, inputs, quiet
 
 STEPS = 20
 SIGMAS = make_schedule("unipc", STEPS, 3.0).sigmas.tolist()
@@ -41,15 +41,6 @@ def walk(cache: StepCache, velocity=line, told=lambda sigma: None, sigmas=SIGMAS
     for sigma in sigmas[:-1]:
         cache.velocity(sigma, told(sigma), lambda sigma=sigma: compute(sigma))
     return computed
-
-
-@pytest.fixture(scope="module")
-def model() -> WanS2VTransformer:
-    torch.manual_seed(0)
-    model = WanS2VTransformer(CONFIG).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.2)
-    return model
 
 
 def test_the_first_steps_the_last_and_one_after_two_foretold_ones_are_computed():

@@ -20,15 +20,6 @@ CONFIG = TransformerConfig(
 T, H, W = 2, 8, 8
 
 
-@pytest.fixture(scope="module")
-def model() -> WanS2VTransformer:
-    torch.manual_seed(0)
-    model = WanS2VTransformer(CONFIG).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.2)
-    return model
-
-
 def inputs() -> ClipInputs:
     g = torch.Generator().manual_seed(1)
     return ClipInputs(

@@ -19,15 +19,6 @@ CONFIG = TransformerConfig(
 T, H, W = 2, 8, 12
 
 
-@pytest.fixture(scope="module")
-def model() -> WanS2VTransformer:
-    torch.manual_seed(0)
-    model = WanS2VTransformer(CONFIG).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.2)
-    return model
-
-
 def clip(model: WanS2VTransformer, seed: int = 1, batch: int = 1, **changes: object) -> ClipContext:
     g = torch.Generator().manual_seed(seed)
     inputs = {

@@ -14,18 +14,10 @@ from s2v_core.sampling.guidance import NEITHER, ProjectedGuidance, guide, guided
 from s2v_core.sampling.sigmas import make_schedule
 from s2v_core.types import SamplerSettings
 
-from .test_denoiser import CONFIG, NOISE, inputs, quiet
+from .test_denoiser import CONFIG as CONFIG  # the model's
+from .test_denoiser import NOISE, inputs, quiet
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def model() -> WanS2VTransformer:
-    torch.manual_seed(0)
-    model = WanS2VTransformer(CONFIG).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.2)
-    return model
 
 
 def settings(**changes: object) -> SamplerSettings:

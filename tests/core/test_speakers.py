@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from s2v_core.config import TransformerConfig
@@ -14,15 +13,6 @@ CONFIG = TransformerConfig(
 )
 T, H, W = 2, 8, 12
 LEFT, RIGHT = 0, 1
-
-
-@pytest.fixture(scope="module")
-def model() -> WanS2VTransformer:
-    torch.manual_seed(0)
-    model = WanS2VTransformer(CONFIG).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.2)
-    return model
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:
