@@ -7,7 +7,20 @@ from __future__ import annotations
 
 from . import host
 from .host import io
-from .sockets import CATEGORY, ClipIO, MotionIO, how_large, how_to_begin, how_to_guide, how_to_sample, what_to_show
+from .sockets import (
+    ADVANCED_GUIDANCE,
+    ADVANCED_POSE,
+    CATEGORY,
+    ClipIO,
+    MotionIO,
+    how_large,
+    how_much_to_follow,
+    how_to_begin,
+    how_to_follow,
+    how_to_guide,
+    how_to_sample,
+    what_to_show,
+)
 
 
 def motion_input() -> io.Input:
@@ -124,12 +137,15 @@ class SampleClip(io.ComfyNode):
                 *how_to_begin(),
                 motion_input(),
                 *how_to_guide(),
+                *how_to_follow(),
+                *how_much_to_follow(),
             ],
             outputs=[
                 frames_output(),
                 motion_output(),
                 io.Latent.Output(display_name="latent", tooltip="What was sampled."),
             ],
+            advanced=(*ADVANCED_GUIDANCE, *ADVANCED_POSE),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -156,8 +172,13 @@ class SampleClip(io.ComfyNode):
         sync_strength: float = 1.0,
         audio_guidance: float = 0.0,
         apg: bool = False,
+        pose_strength: float = 1.0,
+        pose_start: float = 0.0,
+        pose_end: float = 0.0,
+        pose_steps: int = 0,
+        pose_skip: float = 0.0,
     ) -> io.NodeOutput:
-        from .job import Job, to_image
+        from .job import Job, pose_control, to_image
         from .model import default_area
         from .run import sample_clip
         from .sampling import Sampling
@@ -165,6 +186,7 @@ class SampleClip(io.ComfyNode):
         job = Job.of(
             model_area=default_area(model), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
+            pose_control=pose_control(pose_strength, pose_start, pose_end, pose_steps, fps), pose_skip=pose_skip,
         )  # fmt: skip
         sampling = Sampling(
             seed=seed, steps=steps, cfg=cfg, sampler=sampler_name, scheduler=scheduler,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..s2v_core.dub.request import LENGTHS
 from . import host
 from .host import io
-from .sockets import CATEGORY, DrivingSoundIO, how_to_guide, how_to_sample
+from .sockets import ADVANCED_GUIDANCE, CATEGORY, DrivingSoundIO, how_to_guide, how_to_sample
 
 
 class DubVideo(io.ComfyNode):
@@ -64,6 +64,7 @@ class DubVideo(io.ComfyNode):
                 io.String.Output(display_name="report",
                                  tooltip="What was done about the length, and which frames stay as they were."),
             ],
+            advanced=("draw_every", "side", *ADVANCED_GUIDANCE),
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 

@@ -54,9 +54,16 @@ Sampler = object   # what the host's samplers take for one
 # ---- nodes -----------------------------------------------------------------------------------------------------------
 
 
-def schema(**fields: object) -> io.Schema:
-    """A node's schema; fields that this host is too old to know (search aliases) are left out."""
+def schema(*, advanced: Sequence[str] = (), **fields: object) -> io.Schema:
+    """A node's schema; fields that this host is too old to know (search aliases) are left out.
+
+    Args:
+        advanced: names of inputs that the page shows once a node's advanced inputs are asked for.
+    """
     known = io.Schema.__dataclass_fields__
+    for name in advanced:
+        (shown,) = (one for one in fields["inputs"] if one.id == name)
+        shown.extra_dict = {**shown.extra_dict, "advanced": True}
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 

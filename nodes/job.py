@@ -257,6 +257,16 @@ def video_size(picture: Image.Image, width: int, height: int, area: int) -> Vide
     return VideoSize(width=width, height=height) if width else fit_size(*picture.size, area)
 
 
+def pose_control(strength: float, start: float, end: float, steps: int, fps: float) -> PoseControl:
+    """How a node's widgets say that the pose video is followed: from `start` to `end` seconds; 0 is no end or limit."""
+    return PoseControl(
+        strength=strength,
+        start_frame=round(start * fps),
+        stop_frame=round(end * fps) if end else None,
+        steps=steps or None,
+    )
+
+
 def open_pose(video: object, size: VideoSize, fps: float, skip: float = 0.0) -> PoseVideo:
     """A host VIDEO as pose frames by their time, whatever its frame rate; read from disk as it is needed.
 

@@ -15,6 +15,9 @@ ClipIO = io.Custom("S2V_CLIP")
 SpeakersIO = io.Custom("S2V_SPEAKERS")
 StoryboardIO = io.Custom("S2V_STORYBOARD")
 
+ADVANCED_GUIDANCE = ("audio_guidance", "apg")
+ADVANCED_POSE = ("pose_strength", "pose_start", "pose_end", "pose_steps", "pose_skip")
+
 
 def what_to_show() -> list[io.Input]:
     return [
@@ -76,4 +79,25 @@ def how_to_begin() -> list[io.Input]:
         io.Video.Input("pose_video", optional=True,
                        tooltip="A video of drawn poses to follow, at any frame rate, over its whole length. "
                                "Past its end the movement is free."),
+    ]  # fmt: skip
+
+
+def how_to_follow() -> list[io.Input]:
+    return [
+        io.Float.Input("pose_strength", default=1.0, min=0.0, max=2.0, step=0.05, round=0.01, optional=True,
+                       tooltip="How closely the pose video is followed, 0 (not at all) to 2."),
+        io.Float.Input("pose_start", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
+                       tooltip="Seconds of the video: before it, the movement is free."),
+        io.Float.Input("pose_end", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
+                       tooltip="Seconds of the video: after it, the movement is free. 0: at the video's end."),
+    ]  # fmt: skip
+
+
+def how_much_to_follow() -> list[io.Input]:
+    return [
+        io.Int.Input("pose_steps", default=0, min=0, max=200, optional=True,
+                     tooltip="Follow the pose video only in the first so many denoising steps of each clip, "
+                             "and leave the rest to the sound. 0: in all of them."),
+        io.Float.Input("pose_skip", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
+                       tooltip="Seconds left out at the pose video's beginning."),
     ]  # fmt: skip

@@ -5,10 +5,22 @@ Knows widgets; the run is in `run.py`.
 
 from __future__ import annotations
 
-from ..s2v_core.types import COLOR_MATCHES, CONTINUITIES, FIRST_WINDOWS, PoseControl
+from ..s2v_core.types import COLOR_MATCHES, CONTINUITIES, FIRST_WINDOWS
 from . import host
 from .host import io
-from .sockets import CATEGORY, StoryboardIO, how_large, how_to_begin, how_to_guide, how_to_sample, what_to_show
+from .sockets import (
+    ADVANCED_GUIDANCE,
+    ADVANCED_POSE,
+    CATEGORY,
+    StoryboardIO,
+    how_large,
+    how_much_to_follow,
+    how_to_begin,
+    how_to_follow,
+    how_to_guide,
+    how_to_sample,
+    what_to_show,
+)
 
 
 class LongVideo(io.ComfyNode):
@@ -41,18 +53,9 @@ class LongVideo(io.ComfyNode):
                 io.Combo.Input("match_colour", options=list(COLOR_MATCHES), default="off", optional=True,
                                tooltip="Against drifting colours: each clip is given the colours of the picture, by "
                                        "lab (lightness and two colour axes) or mkl (red, green and blue together)."),
-                io.Float.Input("pose_strength", default=1.0, min=0.0, max=2.0, step=0.05, round=0.01, optional=True,
-                               tooltip="How closely the pose video is followed, 0 (not at all) to 2."),
-                io.Float.Input("pose_start", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
-                               tooltip="Seconds of the video: before it, the movement is free."),
-                io.Float.Input("pose_end", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
-                               tooltip="Seconds of the video: after it, the movement is free. 0: at the video's end."),
+                *how_to_follow(),
                 *how_to_guide(),
-                io.Int.Input("pose_steps", default=0, min=0, max=200, optional=True,
-                             tooltip="Follow the pose video only in the first so many denoising steps of each clip, "
-                                     "and leave the rest to the sound. 0: in all of them."),
-                io.Float.Input("pose_skip", default=0.0, min=0.0, max=86400.0, step=0.01, round=0.001, optional=True,
-                               tooltip="Seconds left out at the pose video's beginning."),
+                *how_much_to_follow(),
                 io.Combo.Input("first_window", options=list(FIRST_WINDOWS), default="grey", optional=True,
                                tooltip="With start_from_image, what came before its last moments: grey, as in the "
                                        "official code, or the image all along."),
@@ -65,6 +68,7 @@ class LongVideo(io.ComfyNode):
                 io.Video.Output(display_name="video", tooltip="A file on disk, with the sound; for Save Video."),
                 io.Image.Output(display_name="images", tooltip="All frames, once with_images is on; not compressed."),
             ],
+            advanced=("with_images", *ADVANCED_GUIDANCE, *ADVANCED_POSE, "first_window", "output_fps"),
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
@@ -103,7 +107,7 @@ class LongVideo(io.ComfyNode):
         output_fps: float = 0.0,
     ) -> io.NodeOutput:
         from ..s2v_core.request import check_output_fps
-        from .job import Job
+        from .job import Job, pose_control
         from .model import default_area
         from .run import long_video
         from .sampling import Sampling, check_choice
@@ -112,16 +116,12 @@ class LongVideo(io.ComfyNode):
         check_choice("match_colour", match_colour, COLOR_MATCHES)
         if output_fps:
             check_output_fps(output_fps, fps)
-        pose_control = PoseControl(
-            strength=pose_strength,
-            start_frame=round(pose_start * fps),
-            stop_frame=round(pose_end * fps) if pose_end else None,
-            steps=pose_steps or None,
-        )
         job = Job.of(
             model_area=default_area(model), positive=positive, negative=negative, vae=vae, image=image, sound=audio,
             width=width, height=height, fps=fps, seed=seed, start_from_image=start_from_image, pose_video=pose_video,
-            storyboard=storyboard, pose_control=pose_control, pose_skip=pose_skip, match_colour=match_colour,
+            storyboard=storyboard,
+            pose_control=pose_control(pose_strength, pose_start, pose_end, pose_steps, fps),
+            pose_skip=pose_skip, match_colour=match_colour,
             first_window=first_window,
         )  # fmt: skip
         sampling = Sampling(

@@ -42,6 +42,7 @@ STEP = SPATIAL_STRIDE * PATCH
 SILENT_EVERY = 25   # synthetic clips: in one of so many nobody speaks
 HISS = 1e-3         # what is heard there; a sound of zeros is refused as broken
 SILENT_SHARE = 0.25   # of the people in synthetic clips of several
+UNTOLD_SHARE = 0.25   # of the synthetic clips in which all keep still: their prompts are empty, as users' may be
 BOX_SHARE = 0.5       # of synthetic clips of several people: regions are boxes around heads, in the others columns
 FACES_DRAW, SPEAKERS_DRAW = 1, 2   # beside the seed: what is drawn here has nothing of what the clip draws
 
@@ -382,7 +383,7 @@ class SyntheticItem:
             size=VideoSize(width=config.width, height=config.height),
             num_frames=clip.num_frames,
             sound=self._sound(clip) if silent is None else None,
-            prompt=clip.prompt,
+            prompt="" if clip.is_still and rng.random() < UNTOLD_SHARE else clip.prompt,
             frames=lambda start, stop: _pixels(clip.frames(start, stop)),
             reference=_pixels(clip.reference[None]),
             face_boxes=clip.face_boxes,

@@ -21,7 +21,7 @@ SKIN_TOLERANCE = (
 AROUND = 0.2   # of a face's height and width: it is looked for no farther than this from where it was; a neck is longer
 DARK, BLACK = 0.52, 0.2   # of the skin's brightness: a mouth's inside is darker than the first, fully so at the second
 NOD, SHAKE = 0.012, 0.012   # of the face's width: swings beyond these (root mean square) are meant
-SWING_HZ = (0.5, 1.9)       # how fast heads nod
+SWING_HZ = (0.35, 1.9)      # how fast heads nod
 ZOOM = 0.02                 # growth a second beyond which the camera moves in
 PAN = 0.012                 # drift a second, of the picture's width, beyond which it pans
 

@@ -59,11 +59,11 @@ class Person:
         swing = np.sin(2 * np.pi * self.pace * frame / FPS) * self.reach
         nod, shake = swing * (self.motion == "nods"), swing * (self.motion == "shakes")
         return Pose(
-            x=self.x + (sway + 0.022 * shake) * self.size,
-            y=self.y + (0.7 * sway + 0.026 * nod) * self.size,
+            x=self.x + (sway + 0.036 * shake) * self.size,
+            y=self.y + (0.7 * sway + 0.042 * nod) * self.size,
             size=self.size,
-            turn=0.17 * shake,
-            tilt=0.10 * nod,
+            turn=0.21 * shake,
+            tilt=0.125 * nod,
             opening=float(self.openings[frame]),
             width=float(self.widths[frame]),
             blink=float(self.blinks[frame]),
@@ -132,6 +132,11 @@ class SyntheticClip:
             self.people.append(_make_person(person_rng, track, num_frames, place, _SIZES[num_faces], motion, held_out))
         told = [(person.look, person.motion) for person in self.people]
         self.prompt: str = describe(told, self.backdrop, self.camera, rng)
+
+    @property
+    def is_still(self) -> bool:
+        """Nothing moves but mouths and eyes."""
+        return self.camera == "still" and all(person.motion == "still" for person in self.people)
 
     @property
     def waveforms(self) -> np.ndarray:
@@ -219,8 +224,8 @@ def _make_person(
         y=rng.uniform(-0.03, 0.01),
         size=size * rng.uniform(0.93, 1.02),
         motion=motion or HEAD_MOTIONS[rng.integers(len(HEAD_MOTIONS))],
-        pace=rng.uniform(0.97, 1.03),
-        reach=rng.uniform(0.85, 1.15),
+        pace=rng.uniform(0.63, 0.645),
+        reach=rng.uniform(0.95, 1.05),
         waveform=track,
         openings=openings,
         widths=widths,

@@ -24,7 +24,7 @@ class Part:
     """An input or output of a schema."""
 
     def __init__(self, id=None, **values):
-        self.id = id
+        self.id, self.extra_dict = id, {}
         self.__dict__.update(values)
 
 
