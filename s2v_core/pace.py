@@ -16,7 +16,7 @@ import torch
 
 from .config import TransformerConfig
 from .geometry import TokenLayout
-from .models.dit_blocks import Block
+from .models.dit_blocks import Block, PromptKeys
 from .ops import layers
 from .ops.attention import AttentionFn
 from .placement import wait_for
@@ -144,9 +144,9 @@ def _timed(
     x = torch.randn(1, num_tokens, config.dim, device=device)
     when = torch.randn(1, 6, 2, config.dim, device=device)
     rope = torch.randn(num_tokens, 1, config.head_dim // 2, 2, device=device)
-    keys, values = torch.randn(2, 1, config.text_len, *heads, device=device).to(dtype)
+    prompt = PromptKeys(*torch.randn(2, 1, config.text_len, *heads, device=device).to(dtype))
     queries = torch.randn(1, num_tokens, *heads, device=device).to(dtype)
-    whole = _median(lambda: block(x, when, rope, (keys, values), num_video), device, clock)
+    whole = _median(lambda: block(x, when, rope, prompt, num_video), device, clock)
     attention = _median(lambda: block.self_attn.attention(queries, queries, queries), device, clock)
     return BlockTime(linear=max(0.0, whole - attention), attention=attention)
 

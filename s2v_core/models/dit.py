@@ -6,6 +6,7 @@ B batch, T latent frames, h w latent cells, N tokens, V video tokens, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,11 +23,12 @@ from ..ops.attention import AttentionFn, sdpa
 from ..ops.layers import Factory, Layers, wants_new_tensors
 from ..ops.rope import rope_table
 from .audio import AudioInjector, CausalAudioEncoder, SoundContext, sound_shares
-from .dit_blocks import Block, BlockPart, Head, unpatchify
+from .dit_blocks import Block, BlockPart, Head, PromptKeys, unpatchify
 from .motion import FramePacker
 from .positions import motion_positions, reference_positions, video_positions
 
 NEUTRAL = (0, 1, 0, 0, 1, 0)   # what is added to the six of a modulation: of these, scales act as 1 + scale
+PROMPT_STEP = 64   # prompts are cut to multiples of so many tokens: few shapes, for torch.compile
 AUDIO_PREFIX_FRAMES = 73   # copies of a clip's first audio frame before it, as the model was trained
 
 
@@ -34,7 +36,12 @@ AUDIO_PREFIX_FRAMES = 73   # copies of a clip's first audio frame before it, as 
 class PromptContext:
     """What the blocks need of the prompt. Made once per video."""
 
-    keys_values: tuple[tuple[Tensor, Tensor], ...]   # per block, each [B, text_len, heads, head_dim]
+    keys_values: tuple[PromptKeys, ...]   # per block, of text_len tokens in all
+
+    def joined(self, *others: PromptContext) -> PromptContext:
+        """Several prompts as one batch."""
+        blocks = zip(*(prompt.keys_values for prompt in (self, *others)), strict=True)
+        return PromptContext(keys_values=tuple(_joined_keys(parts) for parts in blocks))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +79,14 @@ class ClipContext:
         Some may have one sound only, heard everywhere; those of several sounds have equally many.
         """
         clips = (self, *others)
-        blocks = zip(*(clip.prompt.keys_values for clip in clips), strict=True)
-        prompt = PromptContext(
-            keys_values=tuple((torch.cat([k for k, _ in pairs]), torch.cat([v for _, v in pairs])) for pairs in blocks)
-        )
+        prompt = self.prompt.joined(*(clip.prompt for clip in others))
         return replace(self, prompt=prompt, sounds=_joined_sounds([clip.sounds for clip in clips]))
+
+
+def _joined_keys(parts: Sequence[PromptKeys]) -> PromptKeys:
+    num_keys = max(part.keys.shape[1] for part in parts)
+    keys, values, last_counts = zip(*(part.spread(num_keys) for part in parts), strict=True)
+    return PromptKeys(torch.cat(keys), torch.cat(values), last_counts[0])
 
 
 def _joined_sounds(clips: Sequence[tuple[SoundContext, ...]]) -> tuple[SoundContext, ...]:
@@ -158,17 +168,29 @@ class WanS2VTransformer(nn.Module):
         """Keys and values of the prompt for every block.
 
         Args:
-            prompt_embeds: [B, L, text_dim], L real tokens; padded here with zero rows, which take part in attention.
+            prompt_embeds: [B, L, text_dim], L real tokens; zero rows after them, to text_len, take part in attention.
+                They are all equal there: on a CPU one stands for most of them, and the sums stay the same.
         """
-        text = self.embed_text(prompt_embeds)
-        return PromptContext(keys_values=tuple(block.cross_attn.keys_values(text) for block in self.blocks))
+        num_keys = self._num_keys(prompt_embeds)
+        text = self.embed_text(prompt_embeds, num_keys)
+        pairs = (block.cross_attn.keys_values(text) for block in self.blocks)
+        last_counts = 1 + self.config.text_len - num_keys
+        return PromptContext(keys_values=tuple(PromptKeys(*pair, last_counts) for pair in pairs))
 
-    def embed_text(self, prompt_embeds: Tensor) -> Tensor:
-        """[B, L, text_dim] -> [B, text_len, D]."""
-        missing = self.config.text_len - prompt_embeds.shape[1]
-        if missing < 0:
+    def _num_keys(self, prompt_embeds: Tensor) -> int:
+        if prompt_embeds.device.type != "cpu" or wants_new_tensors(prompt_embeds):
+            return self.config.text_len
+        told = prompt_embeds.any(-1).any(0).nonzero()
+        enough = 2 + int(told.max()) if told.numel() else 1   # the told tokens, and one row of zeros
+        return min(self.config.text_len, math.ceil(enough / PROMPT_STEP) * PROMPT_STEP)
+
+    def embed_text(self, prompt_embeds: Tensor, num_tokens: int | None = None) -> Tensor:
+        """[B, L, text_dim] -> [B, num_tokens, D]; None: text_len of them. What is cut off must be zero rows."""
+        if prompt_embeds.shape[1] > self.config.text_len:
             raise ShapeError(f"a prompt has at most {self.config.text_len} tokens, got {prompt_embeds.shape[1]}")
-        return self.text_embedding(F.pad(prompt_embeds.to(self.compute_dtype), (0, 0, 0, missing)))
+        told = prompt_embeds[:, :num_tokens]
+        missing = (num_tokens or self.config.text_len) - told.shape[1]
+        return self.text_embedding(F.pad(told.to(self.compute_dtype), (0, 0, 0, missing)))
 
     def embed_time(self, timesteps: Tensor) -> TimeContext:
         """timesteps [B] in 0..1000 -> their modulation, in float32."""
@@ -379,4 +401,3 @@ def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
     angles = timesteps.double()[:, None] * 10_000.0**-exponents
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
-

@@ -6,7 +6,7 @@ B batch, N tokens, V video tokens (the first of the N), M prompt tokens, D width
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,26 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
-from ..ops.attention import AttentionFn
+from ..ops.attention import AttentionFn, sdpa
 from ..ops.layers import Factory, Linear, tanh_gelu, wants_new_tensors
 from ..ops.quantized import QuantizedLinear
 from ..ops.rope import apply_rope, apply_rope_
 
 BlockPart = Literal["all", "self", "rest", "video"]
+
+
+class PromptKeys(NamedTuple):
+    """A prompt's keys and values [B, M, heads, head_dim] of one block. The last counts for several equal ones."""
+
+    keys: Tensor
+    values: Tensor
+    last_counts: int = 1
+
+    def spread(self, num_keys: int) -> PromptKeys:
+        """The same in `num_keys` keys, M or more: the last stands there so often, and counts for fewer each time."""
+        more = num_keys - self.keys.shape[1]
+        keys, values = (torch.cat([t, t[:, -1:].expand(-1, more, -1, -1)], 1) for t in (self.keys, self.values))
+        return PromptKeys(keys, values, self.last_counts - more)
 
 
 class Attention(nn.Module):
@@ -63,10 +77,11 @@ class CrossAttention(Attention):
         """[B, M, D] -> keys and values [B, M, heads, head_dim]; they do not change over the steps."""
         return self.heads(self.norm_k(self.k(context))), self.heads(self.v(context))
 
-    def attend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """x [B or 1, N, D] -> [B, N, D]."""
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, last_counts: int = 1) -> Tensor:
+        """x [B or 1, N, D], what it attends to as in `PromptKeys` -> [B, N, D]."""
         q = self.heads(self.norm_q(self.q(x))).expand(keys.shape[0], -1, -1, -1)
-        return self.o(self.attention(q, keys, values).flatten(2))
+        found = self.attention(q, keys, values) if last_counts == 1 else sdpa(q, keys, values, last_counts)
+        return self.o(found.flatten(2))
 
 
 class FeedForward(nn.Sequential):
@@ -163,7 +178,7 @@ class Block(nn.Module):
         x: Tensor,
         time: Tensor,
         rope: Tensor,
-        prompt: tuple[Tensor, Tensor],
+        prompt: PromptKeys,
         num_video: int,
         part: BlockPart = "all",
     ) -> Tensor:
@@ -173,7 +188,7 @@ class Block(nn.Module):
             x: [B or 1, N, D] float32 tokens; left as they are.
             time: [B or 1, 6, 2, D] float32, of `TimeContext`.
             rope: [N, 1, head_dim/2, 2].
-            prompt: keys and values [B, M, heads, head_dim]; their dtype is the one computed in.
+            prompt: keys and values; their dtype is the one computed in.
             num_video: how many of the tokens, from the first, are video tokens.
             part: what is computed. "self": self-attention alone; "rest": all but that; "video": all, for the video
                 tokens alone.
@@ -182,7 +197,7 @@ class Block(nn.Module):
         """
         time = time + self.modulation.to(time.device).unsqueeze(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = time.unbind(1)
-        dtype = prompt[0].dtype
+        dtype = prompt.keys.dtype
         if part != "rest":
             num_wanted = num_video if part == "video" else x.shape[1]
             y = norm_modulated(x, self.norm1.eps, shift1, scale1, num_video, dtype)

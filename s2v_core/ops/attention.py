@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,11 +30,19 @@ DTYPES = (torch.float16, torch.bfloat16)
 CHECKED_ROWS = 512   # of a result's first and last queries, in its first and last batch item
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's own attention, which picks flash, cuDNN or plain kernels by itself; on some CPUs plain matmuls."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, last_counts: int = 1) -> Tensor:
+    """torch's own attention, which picks flash, cuDNN or plain kernels by itself; on some CPUs plain matmuls.
+
+    Args:
+        last_counts: for so many equal keys does the last one stand.
+    """
     if not wants_new_tensors(q) and cpu.attends(q, k):
-        return cpu.attention(q, k, v)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return cpu.attention(q, k, v, last_counts)
+    extra = None
+    if last_counts > 1:
+        extra = torch.zeros(1, k.shape[1], device=q.device)
+        extra[:, -1] = math.log(last_counts)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=extra)
     return out.transpose(1, 2)
 
 

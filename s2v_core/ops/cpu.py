@@ -5,6 +5,7 @@ Knows tensors without gradients; whose they are, and when to come here, its call
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from itertools import product
 
@@ -61,11 +62,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else "")
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, last_counts: int = 1) -> Tensor:
     """Attention in bf16, rounded where torch's kernel rounds: scores and softmax are float32, their use is bf16.
 
     Args:
         q: [B, N, heads, d] bf16; k, v: [B, M, heads, d].
+        last_counts: for so many equal keys does the last one stand.
     """
     (B, N, heads, d), M = q.shape, k.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype)
@@ -75,6 +77,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for queries, found in zip(q[b, :, h].split(ROWS), out[b, :, h].split(ROWS), strict=True):
             s, w = scores[: len(queries)], weights[: len(queries)]
             torch.mm(queries.float().mul_(d**-0.5), keys, out=s)
+            if last_counts > 1:
+                s[:, -1] += math.log(last_counts)
             w.copy_(torch.softmax(s, -1, out=s))
             found.copy_(torch.mm(w, values))
     return out

@@ -40,7 +40,7 @@ from s2v_core.config import WAN_S2V_14B, TransformerConfig
 from s2v_core.geometry import TokenLayout, VideoSize
 from s2v_core.models.audio import AudioContext
 from s2v_core.models.dit import ClipContext, WanS2VTransformer
-from s2v_core.models.dit_blocks import Block, BlockPart
+from s2v_core.models.dit_blocks import Block, BlockPart, PromptKeys
 from s2v_core.ops import layers
 from s2v_core.ops.attention import sdpa
 from s2v_core.ops.layers import Factory
@@ -169,7 +169,7 @@ def compiled_block(config: TransformerConfig, num_tokens: int, num_video: int, p
     block = Block(config, Factory(layers, "meta", torch.bfloat16), sdpa).to_empty(device="cpu").requires_grad_(False)
     x, time = torch.empty(1, num_tokens, config.dim), torch.empty(1, 6, 2, config.dim)
     rope = torch.empty(num_tokens, 1, config.head_dim // 2, 2)
-    prompt = (torch.empty(1, config.text_len, config.num_heads, config.head_dim, dtype=torch.bfloat16),) * 2
+    prompt = PromptKeys(*[torch.empty(1, config.text_len, config.num_heads, config.head_dim, dtype=torch.bfloat16)] * 2)
     GraphLowering.compile_to_module = count
     torch._inductor.config.force_disable_caches = True
     with torch.no_grad(), suppress(Counted):
@@ -227,7 +227,7 @@ def make_clip(model: WanS2VTransformer, size: VideoSize, num_latents: int) -> Cl
 def prepared_bytes(clip: ClipContext) -> int:
     """What is kept for a clip over its steps."""
     heard = [part for sound in clip.sounds for layer in sound.layers for part in fields_of(layer)]
-    pairs = [t for pair in clip.prompt.keys_values for t in pair]
+    pairs = [t for pair in clip.prompt.keys_values for t in (pair.keys, pair.values)]
     return num_bytes([clip.rope, clip.video_offset, clip.condition_tokens, *pairs, *heard])
 
 

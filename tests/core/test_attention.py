@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -154,6 +155,14 @@ def test_attention_by_matmuls_rounds_as_torchs_does(num_queries: int, num_keys: 
     exact = F.scaled_dot_product_attention(*(x.double().transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     torchs = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     assert error(cpu.attention(q, k, v), exact) < 1.4 * error(torchs, exact) + 1e-4
+
+
+@pytest.mark.parametrize("attend", [cpu.attention, sdpa], ids=["matmuls", "sdpa"])
+def test_a_last_key_that_counts_for_many_is_as_if_it_stood_there_so_often(attend: Callable[..., Tensor]) -> None:
+    q, k, v = qkv(20, 30, head_dim=64)
+    often = [torch.cat([x, x[:, -1:].expand(-1, 99, -1, -1)], dim=1).double().transpose(1, 2) for x in (k, v)]
+    exact = F.scaled_dot_product_attention(q.double().transpose(1, 2), *often).transpose(1, 2)
+    assert error(attend(q, k, v, 100), exact) < 5e-3 < 0.1 < error(attend(q, k, v), exact)
 
 
 def test_attention_by_matmuls_takes_one_query_for_several_batch_items() -> None:

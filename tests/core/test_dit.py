@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from s2v_core.config import TransformerConfig
 from s2v_core.errors import ShapeError
 from s2v_core.models.dit import ClipContext, WanS2VTransformer
 
 from ..golden.case import ROOT
+from .checkpoints_tiny import transformer
 
 CONFIG = TransformerConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=3, text_dim=12, text_len=16, audio_dim=10, audio_inject_layers=(0, 2)
@@ -60,6 +63,39 @@ def test_a_batch_is_its_samples_one_by_one(model: WanS2VTransformer) -> None:
             **{name: value[i : i + 1] for name, value in drawn.items()},
         )
         torch.testing.assert_close(model(x[i : i + 1], t[i : i + 1], one), together[i : i + 1], atol=2e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def long_prompts() -> WanS2VTransformer:
+    """A model whose prompts have 300 tokens."""
+    return transformer(replace(CONFIG, text_len=300))
+
+
+@torch.no_grad()
+def test_one_key_stands_for_the_rows_of_zeros_after_a_prompt(long_prompts: WanS2VTransformer) -> None:
+    told = torch.randn(1, 70, 12, generator=torch.Generator().manual_seed(3))
+    prompt = long_prompts.prepare_prompt(told)
+    with torch.enable_grad():   # gradients want them all
+        whole = long_prompts.prepare_prompt(told)
+    assert [(keys.shape[1], last_counts) for keys, _, last_counts in prompt.keys_values] == [(128, 173)] * 3
+    assert [(keys.shape[1], last_counts) for keys, _, last_counts in whole.keys_values] == [(300, 1)] * 3
+    padded = long_prompts.prepare_prompt(F.pad(told, (0, 0, 0, 230)))
+    assert padded.keys_values[2].last_counts == 173
+    x, t = noise(), torch.tensor([500.0])
+    velocities = [long_prompts(x, t, clip(long_prompts, prompt=given)) for given in (prompt, whole, padded)]
+    torch.testing.assert_close(velocities[0], velocities[1], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(velocities[2], velocities[0], atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_prompts_of_all_lengths_join(long_prompts: WanS2VTransformer) -> None:
+    g = torch.Generator().manual_seed(3)
+    told = [torch.randn(1, length, 12, generator=g) for length in (5, 130, 300)]
+    clips = [clip(long_prompts, prompt=long_prompts.prepare_prompt(one)) for one in told]
+    x, t = noise(), torch.tensor([500.0])
+    together = long_prompts(x, t, clips[0].joined(*clips[1:]))
+    alone = torch.cat([long_prompts(x, t, one) for one in clips])
+    torch.testing.assert_close(together, alone, atol=2e-6, rtol=1e-5)
 
 
 def test_joined_clips_give_what_each_gives_alone(model: WanS2VTransformer) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s2v_core.checkpoints.keymaps import transformer_config_from_official
 from s2v_core.models.dit import NEUTRAL, WanS2VTransformer, sinusoid
-from s2v_core.models.dit_blocks import unpatchify
+from s2v_core.models.dit_blocks import PromptKeys, unpatchify
 from s2v_core.models.positions import motion_positions
 from s2v_core.ops.rope import rope_table
 from s2v_core.sampling.guidance import guide
@@ -190,7 +190,7 @@ def block(case: Case) -> dict[str, Tensor]:
     layer.cross_attn.o.register_forward_hook(lambda _, inputs, out: seen.update({"mid.cross_attn_out": out}))
     angles = tensors["in.rope_angles"].double()
     rope = torch.stack([angles.cos(), angles.sin()], dim=-1).float().unsqueeze(1)
-    keys_values = layer.cross_attn.keys_values(tensors["in.context"])
+    keys_values = PromptKeys(*layer.cross_attn.keys_values(tensors["in.context"]))
     e0 = tensors["in.e0"]
     out = layer(tensors["in.x"], e0 + as_scales(e0), rope, keys_values, args["segment"])
     return {"out.x": out} | recorded(case, seen)
