@@ -18,24 +18,33 @@ FLOAT32 = 4   # bytes: of the residual stream, and of queries and keys while the
 
 
 def activation_bytes(
-    config: TransformerConfig, layout: TokenLayout, itemsize: int, *, chunk_tokens: int | None = None
+    config: TransformerConfig,
+    layout: TokenLayout,
+    itemsize: int,
+    *,
+    chunk_tokens: int | None = None,
+    on_cpu: bool = False,
 ) -> int:
     """Live tensors at a forward's peak, which is in a block's self-attention or in its feed-forward.
 
     Args:
         itemsize: bytes of a number in the dtype computed in.
         chunk_tokens: of the feed-forward (`dit_blocks.FeedForward`); None: all at once.
+        on_cpu: where keys are normed in several passes (`ops.layers.RMSNorm`), in float32 until they are rounded. A
+            model narrower than 512 takes more in bf16, for scores (`ops.cpu.attention`).
     """
     tokens, width, item = layout.total, layout.total * config.dim, itemsize
     given = FLOAT32 * width                                   # the block's input, which its caller holds
     normed, turned = item * width, 2 * FLOAT32 * width
     cast = 2 * item * width if item != FLOAT32 else 2 * FLOAT32 * width   # q and k cast; or values and the result
+    in_float32 = FLOAT32 * width if on_cpu and item != FLOAT32 else 0
+    norming = given + normed + turned + 2 * item * width + in_float32     # keys as projected, and normed
     attention = given + normed + turned + cast
     at_once = min(tokens, chunk_tokens or tokens)
     hidden = item * at_once * (config.ffn_dim + config.dim)   # with what comes of it
     chunks = 0 if at_once == tokens else 2 * item * width     # the parts, and the whole that they are joined to
     feed_forward = 2 * given + normed + hidden + chunks
-    return max(attention, feed_forward)
+    return max(norming, attention, feed_forward)
 
 
 def prepared_bytes(config: TransformerConfig, layout: TokenLayout, itemsize: int, *, branches: int = 2) -> int:

@@ -113,6 +113,26 @@ def test_the_estimate_of_a_forwards_memory_is_right_within_a_twentieth(dtype: to
         assert abs(estimated / traffic.peak - 1) < 0.05, (size, estimated, traffic.peak)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@torch.no_grad()
+def test_the_estimate_of_a_forwards_memory_on_a_cpu_is_too(dtype: torch.dtype) -> None:
+    """Where a norm takes several passes. Run with numbers, as the meta device has the kernels of a GPU."""
+    wide = replace(TransformerConfig(), dim=512, ffn_dim=1408, num_heads=4, num_layers=2, audio_inject_layers=(0,))
+    model = WanS2VTransformer(wide, device="cpu", dtype=dtype).eval().requires_grad_(False)
+    clip = model.prepare_clip(
+        prompt=model.prepare_prompt(torch.zeros(1, 5, wide.text_dim)),
+        num_latents=10,
+        reference_latent=torch.zeros(1, 16, 1, H, W),
+        audio_features=torch.zeros(1, wide.num_audio_layers, wide.audio_dim, 40),
+        motion_latents=torch.zeros(1, 16, 19, H, W),
+    )
+    time = model.embed_time(torch.tensor([500.0]))
+    with Traffic() as traffic:
+        model(torch.zeros(1, 16, 10, H, W), time, clip)
+    estimated = activation_bytes(wide, clip.layout, dtype.itemsize, on_cpu=True)
+    assert abs(estimated / traffic.peak - 1) < 0.05, (estimated, traffic.peak)
+
+
 def test_the_estimate_of_chunks_is_right_within_a_twentieth() -> None:
     wide = replace(TransformerConfig(), num_layers=2, audio_inject_layers=(0,), ffn_dim=40_000)
     model = make_model(torch.bfloat16, wide)
