@@ -22,7 +22,9 @@ SIZES = {
     "LoadImage": (300, 330), "LoadVideo": (300, 330), "LoadImageMask": (300, 330), "LoadAudio": (300, 140),
     "CLIPTextEncode": (400, 150), "S2VLoadModel": (360, 110), "S2VLoadBundledModel": (300, 160), "S2VSay": (340, 170),
     "S2VSpeaker": (300, 250), "S2VPerson": (300, 200), "S2VWhoSpeaks": (300, 170), "S2VAudioEncode": (300, 280),
-    "S2VStoryboard": (400, 230), "S2VPoseFromFootage": (300, 110), "S2VLongVideo": (340, 700), "SaveVideo": (420, 460),
+    "S2VStoryboard": (400, 230), "S2VPoseFromFootage": (300, 110), "S2VLongVideo": (340, 600), "SaveVideo": (420, 460),
+    "S2VSampleClip": (340, 450), "S2VDubVideo": (340, 480), "S2VConditioning": (320, 280), "KSampler": (300, 270),
+    "WanSoundImageToVideo": (300, 260),
 }  # fmt: skip
 TITLES = {"positive": "Prompt", "negative": "Negative prompt"}
 
@@ -80,13 +82,13 @@ def front_end_form(name: str, prompt: dict, infos: dict, old: dict) -> dict:
                 links.append([link, numbers[source], output, number, slot, type_])
             shape = {"shape": 7} if is_optional else {}
             inputs.append({"name": socket, "type": type_, "link": link, **shape})
-        place = before.get(number, {})
+        place, size = before.get(number, {}), SIZES.get(kind, (300, 110))
         if place.get("type") != kind:
-            x, size = column(kind), SIZES.get(kind, (300, 110))
-            place = {"pos": [COLUMNS[x], bottoms[x]], "size": list(size)}
+            x = column(kind)
+            place = {"pos": [COLUMNS[x], bottoms[x]]}
             bottoms[x] += size[1] + 60
         nodes.append({
-            "id": number, "type": kind, "pos": place["pos"], "size": place["size"], "flags": {}, "order": number - 1,
+            "id": number, "type": kind, "pos": place["pos"], "size": list(size), "flags": {}, "order": number - 1,
             "mode": 0, "inputs": inputs, "outputs": [], "properties": {"Node name for S&R": kind},
             "widgets_values": widget_values(infos[kind], spec["inputs"]),
             **({"title": TITLES[node]} if node in TITLES else {}),

@@ -24,15 +24,15 @@ def browser(chromium):
             yield running
 
 
-@pytest.fixture(params=["canvas", "vue"])
+@pytest.fixture(scope="module", params=["canvas", "vue"])
 def renderer(request):
     return request.param
 
 
-@pytest.fixture
-def page(browser, server, renderer):
+@pytest.fixture(scope="module")
+def opened(browser, server, renderer):
+    """The front end, opened once for all tests that draw nodes alike."""
     page = browser.new_page(viewport={"width": 1900, "height": 1000})
-    page.faults = []
     ready = "window.app?.graph && window.app.extensionManager?.setting"
     page.goto(f"http://127.0.0.1:{server.port}/", timeout=120_000)
     page.wait_for_function(ready, timeout=120_000)
@@ -41,10 +41,19 @@ def page(browser, server, renderer):
     page.reload()
     page.wait_for_function(ready, timeout=120_000)
     page.wait_for_timeout(2500)
+    page.faults = []
     page.on("console", lambda message: page.faults.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     yield page
     page.close()
+
+
+@pytest.fixture
+def page(opened):
+    """An empty graph, and the faults from here on."""
+    opened.evaluate("() => app.graph.clear()")
+    opened.faults.clear()
+    return opened
 
 
 def open_workflow(page, name):
@@ -66,6 +75,24 @@ def set_widget(page, kind, **values):
     script = """([kind, values]) => { for (const [name, value] of Object.entries(values))
         app.graph._nodes.find(n => n.type === kind).widgets.find(w => w.name === name).value = value }"""
     page.evaluate(script, [kind, values])
+
+
+def choose(page, kind, entry):
+    """An entry of a node's right-click menu."""
+    script = """kind => { const node = app.graph._nodes.find(n => n.type === kind);
+        app.canvas.deselectAll();
+        return app.canvasPosToClientPos([node.pos[0] + 60, node.pos[1] - 15]) }"""   # of its title
+    page.mouse.click(*page.evaluate(script, kind), button="right")
+    page.get_by_text(entry, exact=True).click()
+    page.wait_for_timeout(300)
+
+
+def rarer(page, kind):
+    """Names of a node's advanced inputs, those of them that are drawn, and the node's height."""
+    script = """kind => { const node = app.graph._nodes.find(n => n.type === kind);
+        const rarer = node.widgets.filter(w => w.options.advanced);
+        return [rarer.map(w => w.name), rarer.filter(w => node.isWidgetVisible(w)).map(w => w.name), node.size[1]] }"""
+    return page.evaluate(script, kind)
 
 
 def long_video_in_view(page):
@@ -105,6 +132,54 @@ def test_a_workflow_opens_without_a_fault_and_says_what_its_api_form_says(page, 
         ours = {key: value for key, value in spec["inputs"].items() if key in workflow(name)[node]["inputs"]}
         assert ours == workflow(name)[node]["inputs"]
     assert (unknown, page.faults) == ([], []) and said.keys() == workflow(name).keys()
+
+
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)   # this front end's Vue nodes show all there is
+def test_rarer_inputs_are_out_of_sight_until_the_nodes_menu_shows_them(page):
+    open_workflow(page, "s2v_try_it")
+    names, shown, height = rarer(page, "S2VLongVideo")
+    assert len(names) == 10 and shown == [] and height == 600
+    photograph(page, "advanced_hidden")
+    choose(page, "S2VLongVideo", "Show Advanced")
+    photograph(page, "advanced_shown")
+    assert rarer(page, "S2VLongVideo") == [names, names, pytest.approx(height + 24 * len(names), abs=24)]
+    choose(page, "S2VLongVideo", "Hide Advanced")
+    assert rarer(page, "S2VLongVideo")[1] == [] and page.faults == []
+
+
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_what_a_workflow_sets_is_seen_and_keeps_its_value_when_hidden(page):
+    def set_values():
+        inputs = page.evaluate("async () => (await app.graphToPrompt()).output")
+        (found,) = [node["inputs"] for node in inputs.values() if node["class_type"] == "S2VLongVideo"]
+        return found["pose_strength"], found["pose_steps"]
+
+    open_workflow(page, "s2v_pose_from_footage")
+    names, shown, _ = rarer(page, "S2VLongVideo")
+    assert shown == names and set_values() == (0.8, 20)
+    photograph(page, "advanced_set")
+    choose(page, "S2VLongVideo", "Hide Advanced")
+    page.evaluate("() => app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize())))")
+    page.wait_for_timeout(800)
+    assert rarer(page, "S2VLongVideo")[1] == [] and set_values() == (0.8, 20) and page.faults == []
+
+
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_an_older_workflow_opens_with_what_it_says_and_shows_an_advanced_input_that_is_linked(page):
+    flow = json.loads((ROOT / "workflows" / "s2v_short_clip.json").read_text(encoding="utf-8"))
+    (clip,) = [node for node in flow["nodes"] if node["type"] == "S2VSampleClip"]
+    clip["widgets_values"] = [*clip["widgets_values"][:-8], 1.5, 0.0, False]   # as saved before there was pose_strength
+    page.evaluate("flow => app.loadGraphData(flow)", flow)
+    page.wait_for_timeout(800)
+    names, shown, _ = rarer(page, "S2VSampleClip")
+    assert widget(page, "S2VSampleClip", "sync_strength") == 1.5 and (len(names), shown) == (7, [])
+    assert [widget(page, "S2VSampleClip", name) for name in names] == [0, False, 1, 0, 0, 0, 0]
+    page.evaluate("""() => { const clip = app.graph._nodes.find(n => n.type === 'S2VSampleClip');
+        const number = LiteGraph.createNode('PrimitiveFloat'); app.graph.add(number);
+        number.connect(0, clip, clip.inputs.findIndex(input => input.name === 'pose_strength'));
+        return app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize()))) }""")
+    page.wait_for_timeout(800)
+    assert rarer(page, "S2VSampleClip")[1] == names and page.faults == []
 
 
 def test_the_timeline_shows_the_storyboard_and_where_its_prompts_begin(page):

@@ -127,6 +127,22 @@ def test_a_trained_lora_moves_the_host_as_it_moves_the_command_line(server, tmp_
     assert (normalised(there) - here).abs().max() < 1e-3 and (here - plain).abs().max() > 1e-2
 
 
+def test_sample_clip_follows_a_pose_as_its_widgets_say(server):
+    """None of a pose is no pose, all of the steps are as many as there are; the rest are clips of their own."""
+
+    def made(**values):
+        return latents_of(server, change(posed, "S2VSampleClip", **values), source)
+
+    free, source = short_clip(seed=6, seconds=0.25, steps=2)
+    posed = change({**free, "pose": workflow("s2v_pose")["pose"]}, "S2VSampleClip", pose_video=["pose", 0])
+    full = made()
+    none = made(pose_strength=0.0)
+    assert torch.equal(none, latents_of(server, free, source)) and torch.equal(made(pose_steps=2), full)
+    part = [{"pose_strength": 0.5}, {"pose_start": 0.1}, {"pose_end": 0.1}, {"pose_steps": 1}, {"pose_skip": 0.1}]
+    different = [full, none, *(made(**values) for values in part)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(different) for b in different[:i])
+
+
 def test_conditioning_and_the_hosts_ksampler_give_what_sample_clip_gives(server):
     one, source = short_clip(seed=5, sampler_name="euler", scheduler="simple", cfg=3.0)
     expected = latents_of(server, one, source)

@@ -52,6 +52,21 @@ def test_sockets_and_widgets_keep_their_names_and_types(server):
     assert found == json.loads(PINNED.read_text(encoding="utf-8"))
 
 
+def test_rarer_inputs_are_the_hosts_advanced_ones(server):
+    """They have defaults: the front end shows those that a workflow sets otherwise."""
+    rarer = {
+        name: {key: value[1] for key, value in inputs_of(spec).items() if len(value) > 1 and value[1].get("advanced")}
+        for name, spec in our_nodes(server).items()
+    }
+    pose = ["pose_strength", "pose_start", "pose_end", "pose_steps", "pose_skip"]
+    assert {name: sorted(found) for name, found in rarer.items() if found} == {
+        "S2VLongVideo": sorted(["with_images", "audio_guidance", "apg", *pose, "first_window", "output_fps"]),
+        "S2VSampleClip": sorted(["audio_guidance", "apg", *pose]),
+        "S2VDubVideo": sorted(["draw_every", "side", "audio_guidance", "apg"]),
+    }
+    assert all("default" in options for found in rarer.values() for options in found.values())
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_word_is_there_in_every_language(server, language):
     words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))

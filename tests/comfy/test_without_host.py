@@ -65,6 +65,13 @@ def test_every_input_has_a_tooltip_and_numbers_have_a_range(pack):
                 assert entry.min <= entry.default <= entry.max
 
 
+def test_a_schema_marks_the_inputs_that_it_calls_advanced_and_no_others(pack):
+    host = part(pack, "nodes.host")
+    inputs = [host.io.Int.Input(name) for name in ("seed", "skip", "side")]
+    schema = host.schema(node_id="Any", inputs=inputs, advanced=("side", "skip"))
+    assert [one.extra_dict.get("advanced", False) for one in schema.inputs] == [False, True, True]
+
+
 def test_the_hosts_call_gives_the_cores_velocity(pack):
     plain, hosted = both_transformers(pack)
     x, context, given = torch.randn(1, 16, T, SIDE, SIDE), torch.randn(1, 5, CONFIG.text_dim), directions()
