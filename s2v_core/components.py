@@ -50,7 +50,7 @@ from .placement import (
     num_bytes,
     on_device,
 )
-from .planning import HEADROOM, Way, Work, choose_way
+from .planning import HEADROOM, LIBRARIES, RGB, Way, Work, choose_way, frames_in_ram
 from .types import ClipInputs, ClipSettings, Denoiser, SamplerSettings, StepCallback, VideoCodec
 
 log = logging.getLogger(__name__)
@@ -269,9 +269,9 @@ class Components:
         return ClipTime(step=max(seconds.values()), clip=sum(seconds[n] for n in evaluations))
 
     def _work(self, size: VideoSize, clip: ClipSettings, *, step_cache: bool) -> Work:
-        pixels = size.width * size.height
+        pixels, is_host = size.width * size.height, self.device.type == "cpu"
         grid = size.latent_grid(clip.num_latents)
-        frames = clip.frames + 2 * clip.motion_frames + 8
+        beside = _total_bytes(self.files.audio_encoder, "audio_encoder", torch.float32) + (LIBRARIES if is_host else 0)
         return Work(
             config=self.config.transformer,
             layout=self._layout(size, clip),
@@ -279,16 +279,18 @@ class Components:
             others=_total_bytes(self.files.vae, "vae", self.vae_dtype),
             beside=step_cache_bytes(self.config.transformer, grid) if step_cache else 0,
             decoding={tiles: self._decoding_bytes(size, tiles) for tiles in VAE_TILES},
-            decoded=clip.frames * pixels * 3 * 4,
-            host=frames * pixels * 3 * 4,
-            is_host=self.device.type == "cpu",
+            encoding=self._weights["text_encoder"],
+            decoded=clip.frames * pixels * RGB,
+            host=frames_in_ram(clip.frames + clip.motion_frames, pixels) + beside,
+            is_host=is_host,
         )
 
     def _decoding_bytes(self, size: VideoSize, tiles: int) -> int:
         """Of several processes each has its rows, so that none has tiles."""
         alone = launched()[2] == 1
         share = tiled_share(self.config.vae, size.width // SPATIAL_STRIDE, tiles) if alone else 1
-        return decoder_room(self.config.vae, int(share * size.width * size.height), self.vae_dtype.itemsize)
+        pixels, on_cpu = int(share * size.width * size.height), self.device.type == "cpu"
+        return decoder_room(self.config.vae, pixels, self.vae_dtype.itemsize, on_cpu=on_cpu)
 
     def _layout(self, size: VideoSize, clip: ClipSettings) -> TokenLayout:
         return token_layout(size.latent_grid(clip.num_latents), has_motion=True)

@@ -245,18 +245,21 @@ class MemoryEstimate:
     weights: int      # on the device while denoising
     denoising: int    # activations and prompt tables of one forward
     decoding: int     # the autoencoder at work
-    host: int         # RAM beside the weights: one clip of frames, sound, bookkeeping
+    host: int         # RAM beside the weights: frames, the sound encoder, on a CPU libraries
     available: int    # free on the device now
     is_host: bool = False   # the device's memory is the RAM
+    encoding: int = 0       # the text encoder, before anything else is there
 
     @property
     def device_peak(self) -> int:
-        return self.weights + max(self.denoising, self.decoding) + (self.host if self.is_host else 0)
+        at_work = self.weights + max(self.denoising, self.decoding)
+        return max(at_work, self.encoding) + (self.host if self.is_host else 0)
 
     def __str__(self) -> str:
         parts = (
             f"weights {_gib(self.weights)}, denoising {_gib(self.denoising)}, "
-            f"decoding {_gib(self.decoding)}, frames in RAM {_gib(self.host)}"
+            f"decoding {_gib(self.decoding)}, frames and more in RAM {_gib(self.host)}; "
+            f"before them the text encoder {_gib(self.encoding)}"
         )
         smaller = "--vae-dtype bf16" if self.decoding > self.denoising else "--offload blocks"
         fits = "fits" if self.device_peak <= self.available else f"may NOT fit: use {smaller} or a smaller --size"

@@ -19,6 +19,9 @@ from .placement import MemoryEstimate, blocks_that_stay
 HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment, displays want their share
 FFN_CHUNKS = 8   # where memory is short: more save nothing, as attention is then the larger
 NOT_BLOCKS = 5   # audio layers and embeddings are a fifth of a transformer's bytes
+RGB = 3 * 4      # bytes of a pixel in RAM
+WRITING = 440    # bytes a pixel that x264 keeps: frames that it looks ahead at or refers to (437 to 448 measured)
+LIBRARIES = 64 << 20   # on a CPU, whatever the size: code of torch and FFmpeg that first runs, and what it keeps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +58,9 @@ class Work:
     others: int        # weights that are on the device with it
     beside: int        # what else lasts as long as the denoising
     decoding: Mapping[int, int]   # by the numbers of tiles that it may be done in, the smallest one first
+    encoding: int      # the text encoder, which is there alone, before the others
     decoded: int       # in RAM: the frames of a clip, which tiles are put together to
-    host: int          # in RAM: all other frames
+    host: int          # in RAM: all else
     is_host: bool      # the device's memory is the RAM
 
     def estimate(self, way: Way, available: int) -> MemoryEstimate:
@@ -66,15 +70,25 @@ class Work:
         here = transformer
         if way.offload == "blocks":
             here = (2 + way.resident_blocks) * block + transformer // NOT_BLOCKS   # two of them come and go
-        work = activation_bytes(self.config, self.layout, item, chunk_tokens=way.chunk_tokens)
+        work = activation_bytes(self.config, self.layout, item, chunk_tokens=way.chunk_tokens, on_cpu=self.is_host)
         return MemoryEstimate(
             weights=self.others + here,
             denoising=work + prepared_bytes(self.config, self.layout, item) + self.beside,
             decoding=self.decoding[way.vae_tiles],
+            encoding=self.encoding,
             host=self.host + (self.decoded if way.vae_tiles > 1 else 0),
             available=available,
             is_host=self.is_host,
         )
+
+
+def frames_in_ram(num_frames: int, num_pixels: int) -> int:
+    """Bytes beside the models' work, writing included.
+
+    Args:
+        num_frames: of a clip that is being decoded or on its way to disk, and of the past that a clip is shown.
+    """
+    return num_pixels * (RGB * num_frames + WRITING)
 
 
 def choose_way(work: Work, offloads: Sequence[str], available: int) -> tuple[Way, MemoryEstimate]:
@@ -97,7 +111,9 @@ def _ways(work: Work, offloads: Sequence[str]) -> Iterator[Way]:
     chunk = -(-work.layout.total // FFN_CHUNKS)
     for dtype, offload in product(work.transformer, offloads):
         item = dtype.itemsize
-        whole, chunked = (activation_bytes(work.config, work.layout, item, chunk_tokens=c) for c in (None, chunk))
+        whole, chunked = (
+            activation_bytes(work.config, work.layout, item, chunk_tokens=c, on_cpu=work.is_host) for c in (None, chunk)
+        )
         chunks = (None, chunk) if chunked < whole else (None,)
         smallest = min(work.decoding.values())
         for tiles, room in work.decoding.items():

@@ -13,7 +13,10 @@ from ..geometry import LatentGrid, TokenLayout
 AT_WORK, CARRIED = 23.2, 4 + 2 + 1 + 0.25
 RGB = 24                              # numbers a pixel: the four frames that are handed out, before and after clamping
 KERNELS, BLOCK_KERNELS = 4205, 2376   # numbers times the squared width
-BESIDE_TENSORS = 1.6                  # 1.5 to 1.7 on a CPU (`tests/benchmarks/vae.py`); taken for all devices
+BESIDE_TENSORS = 1.6                  # what convolutions and an allocator hold on a device, with the tensors; a guess
+# On a CPU: tensors of 32 MiB and more go back to the system when they are gone, smaller ones leave holes among others
+# (glibc): 0.34 to 0.52 of what would live in float32, which norms are computed in, at nine sizes in float32 and bf16.
+RETURNED, HELD, HOLES = 32 << 20, 1.06, 0.44
 FLOAT32 = 4   # bytes: of the residual stream, and of queries and keys while they are turned
 
 
@@ -77,9 +80,15 @@ def decoder_bytes(config: VAEConfig, num_pixels: int, itemsize: int) -> int:
     return int(itemsize * (frames + kernels))
 
 
-def decoder_room(config: VAEConfig, num_pixels: int, itemsize: int) -> int:
+def decoder_room(config: VAEConfig, num_pixels: int, itemsize: int, *, on_cpu: bool = False) -> int:
     """`decoder_bytes`, and what convolutions and the allocator hold beside tensors."""
-    return int(BESIDE_TENSORS * decoder_bytes(config, num_pixels, itemsize))
+    tensors = decoder_bytes(config, num_pixels, itemsize)
+    if not on_cpu:
+        return int(BESIDE_TENSORS * tensors)
+    largest, share = num_pixels * config.dim * FLOAT32, 1.0
+    while largest >= RETURNED:   # those of the next smaller frames are half as large
+        largest, share = largest // 2, share / 2
+    return int(HELD * tensors + HOLES * share * decoder_bytes(config, num_pixels, FLOAT32))
 
 
 def step_cache_bytes(config: TransformerConfig, grid: LatentGrid) -> int:

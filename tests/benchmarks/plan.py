@@ -1,21 +1,32 @@
-"""What a plan foretells against what happens: seconds of a denoising step, and memory of denoising and of decoding.
+"""What a plan foretells against what happens: seconds of a denoising step; memory of denoising, decoding, a whole run.
 
     python tests/benchmarks/plan.py                                                # shapes of the bundled model
     python tests/benchmarks/plan.py --dim 512 --layers 8 --size 64x64 --vae-dim 24
     python tests/benchmarks/plan.py --dim 5120 --layers 40 --size 832x480 --vae-dim 96 --device cuda --dtype bf16
+    python tests/benchmarks/plan.py --whole --size 128x128 --dtype bf16
 
 Random weights: their values change neither. Seconds are CPU seconds on a CPU and wall seconds on a GPU. Memory is what
-live tensors take, counted by torch's operators as they run. Prints a table and one JSON line.
+live tensors take, counted by torch's operators as they run. With `--whole` it is what a process's resident set grows
+by, at most, from the end of its imports to the end of `wan-s2v generate`: two clips, a step each, on a CPU with Linux,
+against the peak that the plan prints. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
-from step import guided_step, make_config, make_inputs, make_model, prepare, processor, seconds
+from safetensors.torch import save_file
+from step import guided_step, make_config, make_inputs, make_model, prepare, processor, randomise, seconds
 from traffic import Traffic
 
 from s2v_core.checkpoints.official import read_model_config
@@ -29,6 +40,28 @@ from s2v_core.placement import DTYPES
 
 FLOAT32 = 4   # bytes
 DECODED = 5   # latent frames: memory is at its peak from the third on
+SAMPLES = Path(__file__).parents[2] / "samples"
+CHILD = """
+import json, sys
+import av, soxr, transformers.models.umt5.modeling_umt5
+from s2v_core import pipeline
+from s2v_core.cli import main
+from s2v_core.components import Components
+
+def peak():   # of this program: what `getrusage` tells begins with the process that started it
+    lines = open("/proc/self/status").read().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) / 1024
+
+estimate, told, before = Components.estimate, [], peak()
+
+def watched(*args, **settings):
+    told.append(estimate(*args, **settings))
+    return told[-1]
+
+Components.estimate = watched
+code = main(sys.argv[1:])
+print(json.dumps({"code": code, "foretold": told[-1].device_peak / 2**20, "measured": peak() - before}))
+"""
 
 
 def parse() -> argparse.Namespace:
@@ -42,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--steps", type=int, default=3, help="timed steps after one that warms up")
+    parser.add_argument("--whole", action="store_true", help="a whole run instead")
     return parser.parse_args()
 
 
@@ -74,7 +108,7 @@ def denoising(config: TransformerConfig, args: argparse.Namespace) -> list[dict[
     when = model.embed_time(t)
     with Traffic() as traffic:
         model(inputs["latents"], when, clips[0])
-    expected = activation_bytes(config, clips[0].layout, dtype.itemsize)
+    expected = activation_bytes(config, clips[0].layout, dtype.itemsize, on_cpu=args.device == "cpu")
     return [
         row("guided step", statistics.median(predicted[1:]), statistics.median(spent[1:]), "s"),
         row("forward", expected / 2**20, traffic.peak / 2**20, "MB"),
@@ -93,10 +127,47 @@ def decoding(config: VAEConfig, args: argparse.Namespace) -> dict[str, object]:
     return row("decode", decoder_bytes(config, width * height, FLOAT32) / 2**20, traffic.peak / 2**20, "MB")
 
 
+def write_model(transformer: TransformerConfig, vae: VAEConfig, dtype: torch.dtype, folder: Path) -> None:
+    """A model of these shapes with the bundled encoders."""
+    shutil.copytree(BUNDLED, folder)
+    bundled = read_model_config(folder / "model.json")
+    known = bundled.transformer
+    transformer = replace(
+        transformer, text_dim=known.text_dim, text_len=known.text_len, audio_dim=known.audio_dim,
+        num_audio_layers=known.num_audio_layers,
+    )  # fmt: skip
+    save_file(make_model(transformer, "cpu", dtype).state_dict(), folder / "transformer.safetensors")
+    save_file(randomise(WanVAE(vae).requires_grad_(False), "cpu").state_dict(), folder / "vae.safetensors")
+    config = replace(bundled, transformer=transformer, vae=vae)
+    (folder / "model.json").write_text(json.dumps(asdict(config)))
+
+
+def whole_run(transformer: TransformerConfig, vae: VAEConfig, args: argparse.Namespace) -> dict[str, object]:
+    """The resident set of a process that makes a video."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = ["generate", "--image", SAMPLES / "drawn.png", "--audio", SAMPLES / "speech.wav", "--size", args.size]
+        words += ["--dtype", args.dtype, "--steps", 1, "--frames", 84, "--quiet", "-o", folder / "talk.mp4"]
+        if args.dim is not None or args.vae_dim is not None:
+            write_model(transformer, vae, DTYPES[args.dtype], folder / "model")
+            words += ["--model", folder / "model"]
+        where = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, *map(str, words)], env=where, check=True, stdout=subprocess.PIPE, text=True
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["code"]:
+        raise SystemExit("the run failed")
+    return row("whole run", found["foretold"], found["measured"], "MB")
+
+
 def main() -> None:
     args = parse()
     transformer, autoencoder = find_configs(args)
-    rows = [*denoising(transformer, args), decoding(autoencoder, args)]
+    if args.whole:
+        rows = [whole_run(transformer, autoencoder, args)]
+    else:
+        rows = [*denoising(transformer, args), decoding(autoencoder, args)]
     print(f"{'':12} {'foretold':>10} {'measured':>10} {'':4} {'ratio':>6}")
     for r in rows:
         print(f"{r['what']:12} {r['foretold']:10.3f} {r['measured']:10.3f} {r['unit']:4} {r['ratio']:6.3f}")

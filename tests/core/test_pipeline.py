@@ -93,12 +93,12 @@ def test_a_saved_video_in_an_impossible_place_is_one_sentence(pipe: WanS2VPipeli
 
 
 def test_the_estimate_grows_with_the_picture_not_with_the_sound(pipe: WanS2VPipeline) -> None:
-    small, large = (
-        pipe.components.estimate(VideoSize(width=side, height=side), ClipSettings()) for side in (64, 256)
+    small, medium, large = (
+        pipe.components.estimate(VideoSize(width=side, height=side), ClipSettings()) for side in (64, 128, 256)
     )
     assert small.weights == large.weights
     assert small.decoding < large.decoding < 16 * small.decoding   # its kernels do not grow
-    assert large.host == 16 * small.host
+    assert large.host - medium.host == 4 * (medium.host - small.host) > 0   # beside frames there is the sound encoder
 
 
 def test_where_memory_is_short_a_job_is_cut_smaller_and_the_dtype_asked_for_stays(

@@ -134,6 +134,7 @@ def test_an_estimate_says_whether_it_fits() -> None:
     assert str(MemoryEstimate(**parts, available=24 * GIB)).endswith("fits")
     assert "may NOT fit" in str(MemoryEstimate(**parts, available=12 * GIB))
     assert MemoryEstimate(**parts, available=24 * GIB, is_host=True).device_peak == 17 * GIB   # frames are there too
+    assert MemoryEstimate(**parts, available=24 * GIB, encoding=20 * GIB).device_peak == 20 * GIB   # alone, before
 
 
 def test_as_many_blocks_stay_as_there_is_room_for() -> None:

@@ -24,6 +24,7 @@ def work(*dtypes: torch.dtype, is_host: bool = False) -> Work:
         others=GIB // 2,
         beside=0,
         decoding={1: 6 * GIB, 2: 4 * GIB, 4: 3 * GIB},
+        encoding=11 * GIB,
         decoded=GIB // 4,
         host=GIB,
         is_host=is_host,
