@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from s2v_core.training.lora import export_lora
 
 from ..training.tiny import CONFIG, tiny_transformer
 from .jobs import (
+    CACHED,
     HEIGHTS,
     LAYOUTS,
     SETTINGS,
@@ -209,9 +211,21 @@ def test_the_command_trains_on_several_processes_as_on_one(folder):
 
 @pytest.mark.parametrize("size, name", [(2, "denoised"), (4, "denoised"), (4, "denoised by one group")])
 def test_denoised_latents_are_those_of_one_process(found, size, name):
-    """With guidance and without; by groups that have a branch each, or by one."""
+    """With guidance, without, and with a step cache; by groups that have a branch each, or by one."""
     for settings, latents in zip(SETTINGS, found[size][name], strict=True):
         assert_same(latents, TransformerDenoiser(tiny_transformer(), settings)(*clip_inputs(), nobody_watches))
+
+
+@pytest.mark.parametrize("size, name", [(2, "denoised"), (4, "denoised"), (4, "denoised by one group")])
+def test_the_step_cache_foretells_the_steps_that_it_foretells_in_one_process(found, size, name):
+    model, evaluated = tiny_transformer(), []
+    branches = model.branches
+    model.branches = lambda *args: evaluated.append(1) or branches(*args)
+    latents = TransformerDenoiser(model, CACHED)(*clip_inputs(), nobody_watches)
+    assert 3 <= len(evaluated) < CACHED.steps
+    assert_same(found[size][name][SETTINGS.index(CACHED)], latents)
+    exact = TransformerDenoiser(tiny_transformer(), replace(CACHED, step_cache=0.0))(*clip_inputs(), nobody_watches)
+    assert (latents - exact).abs().max() > 100 * EXACT * exact.abs().max(), "other steps would have been seen"
 
 
 def test_processes_share_branches_then_heads_and_then_a_ring():
