@@ -16,6 +16,8 @@ from ..s2v_core.checkpoints.official import config_of
 from ..s2v_core.errors import CheckpointError, ConfigError
 from . import host, model
 from .gguf import load_gguf
+from .int8 import KIND as INT8
+from .int8 import load_int8
 
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "default": {},
@@ -30,8 +32,8 @@ def load_file(path: Path, weight_dtype: str) -> host.ModelPatcher:
 
     Raises: CheckpointError for a file that is broken, or another model's; ConfigError for an unknown weight_dtype.
     """
-    if weight_dtype not in OPTIONS:
-        raise ConfigError(f"weight_dtype must be one of {', '.join(OPTIONS)}; got {weight_dtype!r}")
+    if weight_dtype not in (*OPTIONS, INT8):
+        raise ConfigError(f"weight_dtype must be one of {', '.join((*OPTIONS, INT8))}; got {weight_dtype!r}")
     file = open_weights(path)
     kind, prefix = identify(file.tensors)
     if kind.component != "transformer":
@@ -42,5 +44,7 @@ def load_file(path: Path, weight_dtype: str) -> host.ModelPatcher:
     config = config_of("transformer", file)
     if path.suffix.lower() == ".gguf":
         return load_gguf(file, config)
+    if weight_dtype == INT8:
+        return load_int8(file, config)
     tensors = {name.removeprefix(prefix): tensor for name, tensor in host.read_state_dict(path).items()}
     return model.load(tensors, config, name=path.name, options=OPTIONS[weight_dtype])

@@ -28,8 +28,28 @@ def load_gguf(file: WeightFile, config: TransformerConfig) -> host.ModelPatcher:
     matrices = _linear_weights(config)
     formats = {name: s.format for name, s in stored.items() if s.is_packed and name in matrices}
     tensors = {name: s.read() if name in formats else s.dense(None) for name, s in stored.items()}
-    options = {"custom_operations": packed_operations(formats), "dtype": host.compute_dtype()}
-    loaded = model.load(tensors, config, name=file.path.name, options=options)
+    return load_packed(tensors, formats, config, name=file.path.name, linear=PackedLinear)
+
+
+def load_packed(
+    tensors: dict[str, Tensor],
+    formats: Mapping[str, str],
+    config: TransformerConfig,
+    *,
+    name: str,
+    linear: type[PackedLinear],
+) -> host.ModelPatcher:
+    """Weights of which some are packed into a MODEL.
+
+    Args:
+        formats: of the packed weights, by their names.
+        name: of the file, for what errors say.
+        linear: the layer that takes them.
+
+    Raises: CheckpointError for weights that are missing.
+    """
+    options = {"custom_operations": packed_operations(formats, linear), "dtype": host.compute_dtype()}
+    loaded = model.load(tensors, config, name=name, options=options)
     packed = PackedPatcher(loaded.model, loaded.load_device, loaded.offload_device)
     model.forget_after_sampling(packed)
     return packed
@@ -66,16 +86,20 @@ class PackedLinear(nn.Module, host.CastingLayer):
         self.bias = nn.Parameter(state_dict[prefix + "bias"], requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.weight.to(input.device, non_blocking=True), self.bias.to(input, non_blocking=True)
+        weight = self.weight.to(input.device, non_blocking=True)
         if self.packed_format is None:
             weight = weight.to(input.dtype)
         else:
             weight = unpack(weight, self.packed_format, dtype=input.dtype)
         for change in self._changes():
             weight = change(weight)
+        return F.linear(input, weight, self._changed_bias(input))
+
+    def _changed_bias(self, input: Tensor) -> Tensor:
+        bias = self.bias.to(input, non_blocking=True)
         for change in self.bias_function:
             bias = change(bias)
-        return F.linear(input, weight, bias)
+        return bias
 
     def _changes(self) -> list[Callable[[Tensor], Tensor]]:
         """LoRAs come from the host while it holds the layer back, else from our patcher: never from both."""
@@ -85,9 +109,9 @@ class PackedLinear(nn.Module, host.CastingLayer):
         return [self.patch, *theirs]
 
 
-def packed_operations(formats: Mapping[str, str]) -> type:
+def packed_operations(formats: Mapping[str, str], linear: type[PackedLinear]) -> type:
     """The host's layers, with linear ones that know these packed weights."""
-    linear = type("Linear", (PackedLinear,), {"formats": formats})
+    linear = type("Linear", (linear,), {"formats": formats})
     return type("PackedOperations", (host.CastingLayers,), {"Linear": linear})
 
 

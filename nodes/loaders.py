@@ -10,7 +10,7 @@ from .host import io
 from .sockets import CATEGORY
 
 FOLDER = "diffusion_models"
-DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
+DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2", "int8")
 DOWNLOAD = "https://huggingface.co/Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
 USUAL_FILE = "wan2.2_s2v_14B_fp8_scaled.safetensors"
 
@@ -31,7 +31,8 @@ class LoadModel(io.ComfyNode):
                 io.Combo.Input("weight_dtype", options=list(DTYPES), default="default",
                                tooltip="How weights lie in memory. default: as the file stores them; the fp8 types "
                                        "halve a bf16 file, and lose some quality; fast also multiplies in fp8, on "
-                                       "cards from RTX 40 and H100 on. GGUF files ignore it."),
+                                       "cards from RTX 40 and H100 on. int8 halves it too, and multiplies in whole "
+                                       "numbers, on CPUs too. GGUF files ignore it."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For samplers, LoRA loaders and S2V nodes.")],
         )  # fmt: skip

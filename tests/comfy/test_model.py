@@ -18,6 +18,7 @@ from s2v_core.request import Request
 from .prompts import change, node, small, workflow
 
 names = itertools.count()
+FP8_SCALED, GGUF, INT8 = ("tiny_fp8_scaled.safetensors",), ("tiny-Q8_0.gguf",), ("tiny.safetensors", "int8")
 TRIED = workflow("s2v_try_it")["positive"]["inputs"]["text"]
 
 
@@ -56,8 +57,8 @@ def tiny(loader, **inputs):
     return prompt, [node(prompt, "KSampler"), 0]
 
 
-def ours(name):
-    return tiny("S2VLoadModel", model_name=name, weight_dtype="default")
+def ours(name, weight_dtype="default"):
+    return tiny("S2VLoadModel", model_name=name, weight_dtype=weight_dtype)
 
 
 def likeness(a, b):
@@ -183,22 +184,23 @@ def test_the_hosts_own_model_makes_a_long_video(server):
     assert path.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("name", ["tiny_fp8_scaled.safetensors", "tiny-Q8_0.gguf"])
-def test_quantised_files_give_nearly_the_same(server, name):
-    exact, packed = latents_of(server, *ours("tiny.safetensors")), latents_of(server, *ours(name))
+@pytest.mark.parametrize("kind", [FP8_SCALED, GGUF, INT8, (*FP8_SCALED, "int8")])
+def test_quantised_weights_give_nearly_the_same(server, kind):
+    exact, packed = latents_of(server, *ours("tiny.safetensors")), latents_of(server, *ours(*kind))
     assert not torch.equal(exact, packed) and likeness(exact, packed) > 0.98
+    assert "multiplying in int8" not in server.log(), "numbers were unpacked for each product"
 
 
-@pytest.mark.parametrize("name", ["tiny.safetensors", "tiny_fp8_scaled.safetensors", "tiny-Q8_0.gguf"])
-def test_a_lora_moves_every_kind_of_file_alike(server, name):
-    def both(file):
-        prompt, source = ours(file)
+@pytest.mark.parametrize("kind", [("tiny.safetensors",), FP8_SCALED, GGUF, INT8])
+def test_a_lora_moves_every_kind_of_weights_alike(server, kind):
+    def both(*file):
+        prompt, source = ours(*file)
         plain = latents_of(server, prompt, source)
         lora = {"model": ["model", 0], "lora_name": "tiny_lora.safetensors", "strength_model": 1.0}
         prompt["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
         moved = latents_of(server, change(prompt, "KSampler", model=["lora", 0]), source) - plain
-        assert torch.equal(latents_of(server, *ours(file)), plain), "the LoRA stayed"
+        assert torch.equal(latents_of(server, *ours(*file)), plain), "the LoRA stayed"
         return moved
 
-    exact, moved = both("tiny.safetensors"), both(name)
+    exact, moved = both("tiny.safetensors"), both(*kind)
     assert exact.abs().max() > 1e-2 and likeness(exact, moved) > 0.8

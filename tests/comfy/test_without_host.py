@@ -84,6 +84,22 @@ def test_the_hosts_call_gives_the_cores_velocity(pack):
     assert torch.allclose(hosted(x, timestep, context, {}, **given), plain(x, timestep, clip), atol=1e-5)
 
 
+def test_int8_layers_multiply_as_the_cores_and_round_again_what_a_lora_adds(pack):
+    eight_bit = part(pack, "s2v_core.ops.eight_bit")
+    arithmetic, weight, bias = eight_bit.EightBit("int8"), torch.randn(32, 64), torch.randn(32)
+    of_the_host = {"weight_function": (), "bias_function": ()}
+    known = {"arithmetic": arithmetic, "formats": {"weight": "INT8"}, **of_the_host}
+    layer = type("Linear", (part(pack, "nodes.int8").Int8Linear,), known)(64, 32)
+    packed, scale = arithmetic.pack(weight)
+    layer.load_state_dict({"weight": packed, "scale": scale, "bias": bias})
+    core = eight_bit.EightBitLinear(packed, scale=scale, bias=layer.bias, arithmetic=arithmetic)
+    x, added = torch.randn(2, 20, 64), torch.randn(32, 64)
+    assert torch.equal(layer(x), core(x)) and arithmetic.way(core, x.flatten(0, 1)) is not None
+    layer.patch = lambda weight: weight + added
+    expected = torch.nn.functional.linear(x, weight + added, bias)
+    assert 0 < (layer(x) - expected).norm() < 0.02 * expected.norm()
+
+
 def test_constants_are_made_once_a_run_and_branch_and_again_after_it(pack, monkeypatch):
     _, hosted = both_transformers(pack)
     made = []
