@@ -24,7 +24,7 @@ from .conditioning.text import Tokenizer, byte_tokenizer, encode_prompt, folder_
 from .config import ModelConfig
 from .denoiser import TransformerDenoiser, num_evaluations
 from .errors import ConfigError
-from .geometry import SPATIAL_STRIDE, TokenLayout, VideoSize, token_layout
+from .geometry import SPATIAL_STRIDE, TokenLayout, VideoSize, num_latent_frames, token_layout
 from .models.cost import decoder_room, step_cache_bytes
 from .models.dit import WanS2VTransformer
 from .models.sound_encoder import SoundEncoder
@@ -33,7 +33,7 @@ from .models.tiles import TiledVAE, tiled_share
 from .models.vae import WanVAE
 from .ops.attention import AttentionFn, make_attention
 from .ops.eight_bit import EightBit, make_eight_bit
-from .pace import ClipTime, Copies, seconds_per_step, time_block, time_copy
+from .pace import ClipTime, Copies, seconds_per_step, time_block, time_codec, time_copy
 from .parallel.codec import CodecPart, SharedCodec
 from .parallel.layout import denoising_layout
 from .parallel.ranks import Ranks, joined, launched, make_ranks
@@ -252,7 +252,7 @@ class Components:
         return estimate
 
     def clip_time(self, size: VideoSize, clip: ClipSettings, settings: SamplerSettings) -> ClipTime | None:
-        """How long denoising a clip will take, in the way that `estimate` chose: a block is timed for it.
+        """How long a clip will take, in the way that `estimate` chose: a block and the autoencoder are timed for it.
 
         Returns: None where a block of plain weights on one device does not tell it.
         """
@@ -266,7 +266,19 @@ class Components:
             copies = Copies(seconds=spent, num=config.num_layers - self.way.resident_blocks)
         evaluations = num_evaluations(settings)
         seconds = {n: seconds_per_step(config, layout, block, branches=n, copies=copies) for n in set(evaluations)}
-        return ClipTime(step=max(seconds.values()), clip=sum(seconds[n] for n in evaluations))
+        return ClipTime(
+            step=max(seconds.values()),
+            denoising=sum(seconds[n] for n in evaluations),
+            codec=self._codec_seconds(size, clip),
+        )
+
+    def _codec_seconds(self, size: VideoSize, clip: ClipSettings) -> float:
+        """Of a clip that goes on from another. Where tiles meet, work is done twice."""
+        tiles, num_motion = self.way.vae_tiles, num_latent_frames(clip.motion_frames)
+        times = tiles * tiled_share(self.config.vae, size.width // SPATIAL_STRIDE, tiles)
+        pixels = int(times * size.width * size.height)
+        found = time_codec(self.config.vae, pixels, num_motion, dtype=self.vae_dtype, device=self.device)
+        return found.clip(clip.num_latents, num_motion)
 
     def _work(self, size: VideoSize, clip: ClipSettings, *, step_cache: bool) -> Work:
         pixels, is_host = size.width * size.height, self.device.type == "cpu"

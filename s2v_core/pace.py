@@ -1,4 +1,4 @@
-"""How long a denoising step will take on this machine: one block of the model's shape timed, and counted up to a step.
+"""How long a clip will take here: a block of the transformer is timed and counted up, and the autoencoder likewise.
 
 Knows shapes and a clock; reads no weights, for their values do not change the time.
 """
@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
-from .config import TransformerConfig
-from .geometry import TokenLayout
+from .config import TransformerConfig, VAEConfig
+from .geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE, TokenLayout
 from .models.dit_blocks import Block, PromptKeys
+from .models.vae import WanVAE
 from .ops import layers
 from .ops.attention import AttentionFn
 from .placement import wait_for
@@ -27,6 +29,9 @@ FIRST_TOKENS = 256   # of the first timing; four times as many follow, until all
 BUDGET = 0.5         # seconds that a timed block may be expected to take
 REPEATS = 3
 COPIED = 1 << 26     # bytes that a copy is timed on, at most
+TOLD = 128           # keys of a usual prompt where its zeros are left out
+SIDE = 32            # pixels of the first picture; larger ones follow until the budget is passed
+CODED = 2            # latent frames that the autoencoder is timed on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +59,31 @@ class Copies:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipTime:
-    """Seconds of denoising."""
+class CodecTime:
+    """Seconds of an autoencoder."""
 
-    step: float   # guided
-    clip: float   # all steps of a clip
+    opening: float   # of a clip's decode: the motion latents, whose own frames nobody wants
+    decode: float    # of a latent frame
+    encode: float    # of four frames
+
+    def clip(self, num_latents: int, num_motion: int) -> float:
+        """A clip's frames decoded, and the motion latents before it encoded."""
+        return self.opening + num_latents * self.decode + num_motion * self.encode
+
+    def beyond(self, smaller: CodecTime, steps: float) -> CodecTime:
+        """On the straight line from a smaller picture's through this one's, so many times as far again."""
+        pairs = ((self.opening, smaller.opening), (self.decode, smaller.decode), (self.encode, smaller.encode))
+        opening, decode, encode = (now + steps * max(0.0, now - before) for now, before in pairs)
+        return CodecTime(opening=opening, decode=decode, encode=encode)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipTime:
+    """Seconds of a clip that goes on from another."""
+
+    step: float       # of denoising, guided
+    denoising: float   # all steps
+    codec: float      # the autoencoder
 
 
 @lru_cache(maxsize=32)
@@ -84,6 +109,33 @@ def time_block(
         if found.scaled(more / num).whole > BUDGET:
             return found.scaled(tokens / num)
         num = more
+
+
+@lru_cache(maxsize=32)
+@torch.no_grad()
+def time_codec(
+    config: VAEConfig,
+    num_pixels: int,
+    num_motion: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    clock: Clock = time.perf_counter,
+) -> CodecTime:
+    """An autoencoder of random weights, timed on two small pictures and counted up with the pixels.
+
+    Args:
+        num_motion: latent frames that open a clip's decode.
+    """
+    vae = WanVAE(config, device="meta", dtype=dtype).to_empty(device=device).eval().requires_grad_(False)
+    for parameter in vae.parameters():
+        _fill(parameter)
+    side, found = SIDE, _timed_codec(vae, SIDE, num_motion, device, clock)
+    while True:
+        smaller, side, start = found, 2 * side, clock()
+        found = _timed_codec(vae, side, num_motion, device, clock)
+        if clock() - start > BUDGET or 4 * side**2 > num_pixels:
+            return found.beyond(smaller, (num_pixels - side**2) / (0.75 * side**2))   # a quarter was the smaller's
 
 
 def time_copy(num_bytes: int, device: torch.device, clock: Clock = time.perf_counter) -> float:
@@ -119,14 +171,42 @@ def _products(config: TransformerConfig) -> int:
 
 
 def _make_block(config: TransformerConfig, dtype: torch.dtype, device: torch.device, attention: AttentionFn) -> Block:
-    """Every row of a weight is the same: numbers of the usual size, made in no time."""
+    """Of random weights."""
     with torch.device("meta"):
         block = Block(config, layers.Factory(layers, None, dtype), attention)
     block.to_empty(device=device).eval().requires_grad_(False)
     for parameter in block.parameters():
-        row = torch.randn(parameter.shape[-1], device=device) * parameter.shape[-1] ** -0.5
-        parameter.copy_(row.expand_as(parameter))
+        _fill(parameter)
     return block
+
+
+def _fill(parameter: Tensor) -> None:
+    """Random numbers, for which those of one row are enough."""
+    row = torch.randn(parameter.shape[-1], device=parameter.device) * parameter.shape[-1] ** -0.5
+    parameter.copy_(row.expand_as(parameter))
+
+
+def _timed_codec(vae: WanVAE, side: int, num_motion: int, device: torch.device, clock: Clock) -> CodecTime:
+    cells, channels = side // SPATIAL_STRIDE, vae.config.latent_channels
+    motion, latents = (torch.randn(1, channels, n, cells, cells, device=device) for n in (num_motion, CODED))
+    frames = torch.randn(1, 3, 1 + 2 * TEMPORAL_STRIDE * CODED, side, side, device=device)
+    decoder, encoder = vae.decoder(), vae.encoder_stream()
+    encoder.encode(frames[:, :, : 1 + TEMPORAL_STRIDE * CODED])   # so that every layer has its past, and its kernels
+    list(decoder.decode(latents))
+    works = (
+        lambda: decoder.prime(motion),
+        lambda: list(decoder.decode(latents)),
+        lambda: encoder.encode(frames[:, :, 1 + TEMPORAL_STRIDE * CODED :]),
+    )
+    opening, decoding, encoding = (_once(work, device, clock) for work in works)
+    return CodecTime(opening=opening, decode=decoding / CODED, encode=encoding / CODED)
+
+
+def _once(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
+    start = clock()
+    work()
+    wait_for(device)
+    return clock() - start
 
 
 @torch.no_grad()
@@ -144,7 +224,9 @@ def _timed(
     x = torch.randn(1, num_tokens, config.dim, device=device)
     when = torch.randn(1, 6, 2, config.dim, device=device)
     rope = torch.randn(num_tokens, 1, config.head_dim // 2, 2, device=device)
-    prompt = PromptKeys(*torch.randn(2, 1, config.text_len, *heads, device=device).to(dtype))
+    num_keys = min(config.text_len, TOLD) if device.type == "cpu" else config.text_len   # as `prepare_prompt`
+    keys, values = torch.randn(2, 1, num_keys, *heads, device=device).to(dtype)
+    prompt = PromptKeys(keys, values, 1 + config.text_len - num_keys)
     queries = torch.randn(1, num_tokens, *heads, device=device).to(dtype)
     whole = _median(lambda: block(x, when, rope, prompt, num_video), device, clock)
     attention = _median(lambda: block.self_attn.attention(queries, queries, queries), device, clock)
@@ -152,10 +234,5 @@ def _timed(
 
 
 def _median(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    spent = []
-    for _ in range(1 + REPEATS):
-        start = clock()
-        work()
-        wait_for(device)
-        spent.append(clock() - start)
+    spent = [_once(work, device, clock) for _ in range(1 + REPEATS)]
     return statistics.median(spent[1:])

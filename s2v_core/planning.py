@@ -13,7 +13,7 @@ import torch
 
 from .config import TransformerConfig
 from .geometry import TokenLayout
-from .models.cost import activation_bytes, prepared_bytes
+from .models.cost import FLOAT32, activation_bytes, holes, prepared_bytes
 from .placement import MemoryEstimate, blocks_that_stay
 
 HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment, displays want their share
@@ -70,7 +70,10 @@ class Work:
         here = transformer
         if way.offload == "blocks":
             here = (2 + way.resident_blocks) * block + transformer // NOT_BLOCKS   # two of them come and go
-        work = activation_bytes(self.config, self.layout, item, chunk_tokens=way.chunk_tokens, on_cpu=self.is_host)
+        work = self._activations(item, way.chunk_tokens)
+        if self.is_host:
+            largest = FLOAT32 * self.layout.total * self.config.dim
+            work += holes(self._activations(FLOAT32, way.chunk_tokens), largest)
         return MemoryEstimate(
             weights=self.others + here,
             denoising=work + prepared_bytes(self.config, self.layout, item) + self.beside,
@@ -80,6 +83,9 @@ class Work:
             available=available,
             is_host=self.is_host,
         )
+
+    def _activations(self, itemsize: int, chunk_tokens: int | None) -> int:
+        return activation_bytes(self.config, self.layout, itemsize, chunk_tokens=chunk_tokens, on_cpu=self.is_host)
 
 
 def frames_in_ram(num_frames: int, num_pixels: int) -> int:

@@ -15,7 +15,7 @@ RGB = 24                              # numbers a pixel: the four frames that ar
 KERNELS, BLOCK_KERNELS = 4205, 2376   # numbers times the squared width
 BESIDE_TENSORS = 1.6                  # what convolutions and an allocator hold on a device, with the tensors; a guess
 # On a CPU: tensors of 32 MiB and more go back to the system when they are gone, smaller ones leave holes among others
-# (glibc): 0.34 to 0.52 of what would live in float32, which norms are computed in, at nine sizes in float32 and bf16.
+# (glibc): in pictures of 256x256 to 512x512 0.34 to 0.52 of what would live in float32, which norms are computed in.
 RETURNED, HELD, HOLES = 32 << 20, 1.06, 0.44
 FLOAT32 = 4   # bytes: of the residual stream, and of queries and keys while they are turned
 
@@ -85,10 +85,20 @@ def decoder_room(config: VAEConfig, num_pixels: int, itemsize: int, *, on_cpu: b
     tensors = decoder_bytes(config, num_pixels, itemsize)
     if not on_cpu:
         return int(BESIDE_TENSORS * tensors)
-    largest, share = num_pixels * config.dim * FLOAT32, 1.0
-    while largest >= RETURNED:   # those of the next smaller frames are half as large
+    return int(HELD * tensors) + holes(decoder_bytes(config, num_pixels, FLOAT32), num_pixels * config.dim * FLOAT32)
+
+
+def holes(in_float32: int, largest: int) -> int:
+    """What a CPU's allocator keeps of memory that is free again, beside tensors at work.
+
+    Args:
+        in_float32: bytes that would live at the peak if all were in float32.
+        largest: bytes of a tensor of the largest ones' size. Of layers at other sizes it is half of that, and so on.
+    """
+    share = HOLES
+    while largest >= RETURNED:
         largest, share = largest // 2, share / 2
-    return int(HELD * tensors + HOLES * share * decoder_bytes(config, num_pixels, FLOAT32))
+    return int(share * in_float32)
 
 
 def step_cache_bytes(config: TransformerConfig, grid: LatentGrid) -> int:

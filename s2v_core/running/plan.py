@@ -35,15 +35,20 @@ class RunPlan:
     finished_clips: int
     estimate: MemoryEstimate
     way: Way                 # how the models are run
-    time: ClipTime | None    # of denoising a clip; None where it is not foretold
+    time: ClipTime | None    # of a clip; None where it is not foretold
 
     def lines(self, num_clips: int) -> list[str]:
         """As people read it."""
         done = f", {self.finished_clips} already finished in {self.take}" if self.finished_clips else ""
         lines = [f"clips   {num_clips}{done}", f"steps   {self.settings}", f"models  {self.way}"]
         if self.time is not None:
-            left = duration((num_clips - self.finished_clips) * self.time.clip)
-            lines.append(f"time    {self.time.step:.2g} s a step, {left} of denoising, as a block was timed here")
+            num_left = num_clips - self.finished_clips
+            step, parts = self.time.step, (self.time.denoising, self.time.codec)
+            denoising, codec = (duration(num_left * seconds) for seconds in parts)
+            lines.append(
+                f"time    {step:.2g} s a step; {denoising} of denoising and {codec} of the autoencoder, by parts that "
+                "were timed here; encoders and files beside"
+            )
         return [*lines, f"memory  {self.estimate}"]
 
 

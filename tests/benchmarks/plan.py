@@ -1,4 +1,4 @@
-"""What a plan foretells against what happens: seconds of a denoising step; memory of denoising, decoding, a whole run.
+"""What a plan foretells against what happens: seconds of a step and of coding a clip; memory of parts and of a run.
 
     python tests/benchmarks/plan.py                                                # shapes of the bundled model
     python tests/benchmarks/plan.py --dim 512 --layers 8 --size 64x64 --vae-dim 24
@@ -32,13 +32,15 @@ from traffic import Traffic
 from s2v_core.checkpoints.official import read_model_config
 from s2v_core.components import BUNDLED
 from s2v_core.config import TransformerConfig, VAEConfig
+from s2v_core.geometry import num_latent_frames
 from s2v_core.models.cost import activation_bytes, decoder_bytes
 from s2v_core.models.vae import WanVAE
 from s2v_core.ops.attention import sdpa
-from s2v_core.pace import seconds_per_step, time_block
+from s2v_core.pace import seconds_per_step, time_block, time_codec
 from s2v_core.placement import DTYPES
 
 FLOAT32 = 4   # bytes
+MOTION_FRAMES = 73
 DECODED = 5   # latent frames: memory is at its peak from the third on
 SAMPLES = Path(__file__).parents[2] / "samples"
 CHILD = """
@@ -116,6 +118,25 @@ def denoising(config: TransformerConfig, args: argparse.Namespace) -> list[dict[
 
 
 @torch.no_grad()
+def coding(config: VAEConfig, args: argparse.Namespace) -> dict[str, object]:
+    """Seconds of a clip's motion frames encoded and its own decoded; in float32."""
+    vae = randomise(WanVAE(config, device=args.device).eval().requires_grad_(False), args.device)
+    width, height = (int(side) for side in args.size.split("x"))
+    past = torch.rand(1, 3, MOTION_FRAMES, height, width) * 2 - 1
+    latents = torch.randn(1, config.latent_channels, args.latents, height // 8, width // 8)
+    num_motion, device = num_latent_frames(MOTION_FRAMES), torch.device(args.device)
+    found = time_codec(
+        config, width * height, num_motion, dtype=torch.float32, device=device, clock=lambda: seconds(args.device)
+    )
+    start = seconds(args.device)
+    decoder = vae.decoder()
+    decoder.prime(vae.encode(past))
+    for _ in decoder.decode(latents):
+        pass
+    return row("clip coded", found.clip(args.latents, num_motion), seconds(args.device) - start, "s")
+
+
+@torch.no_grad()
 def decoding(config: VAEConfig, args: argparse.Namespace) -> dict[str, object]:
     """What a decode takes beside its weights; in float32."""
     vae = WanVAE(config, device=args.device).eval().requires_grad_(False)
@@ -167,7 +188,7 @@ def main() -> None:
     if args.whole:
         rows = [whole_run(transformer, autoencoder, args)]
     else:
-        rows = [*denoising(transformer, args), decoding(autoencoder, args)]
+        rows = [*denoising(transformer, args), coding(autoencoder, args), decoding(autoencoder, args)]
     print(f"{'':12} {'foretold':>10} {'measured':>10} {'':4} {'ratio':>6}")
     for r in rows:
         print(f"{r['what']:12} {r['foretold']:10.3f} {r['measured']:10.3f} {r['unit']:4} {r['ratio']:6.3f}")

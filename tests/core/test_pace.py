@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2v_core import pace
-from s2v_core.config import TransformerConfig
+from s2v_core.config import TransformerConfig, VAEConfig
 from s2v_core.geometry import TokenLayout
 from s2v_core.models.dit import ClipContext, WanS2VTransformer
 from s2v_core.models.dit_blocks import Block
-from s2v_core.pace import BlockTime, Copies, seconds_per_step, time_block, time_copy
+from s2v_core.models.vae import WanVAE
+from s2v_core.pace import BlockTime, Copies, seconds_per_step, time_block, time_codec, time_copy
 
 CPU = torch.device("cpu")
 CONFIG = TransformerConfig(
@@ -108,6 +109,23 @@ def test_blocks_are_waited_for_where_copying_takes_longer_than_computing() -> No
         seconds_per_step(CONFIG, layout, block, branches=1, copies=Copies(seconds=s, num=3)) for s in (0.9, 1.5)
     )
     assert quick == alone and slow == pytest.approx(alone + 3 * 0.5)
+
+
+def test_a_clip_has_the_products_of_the_autoencoder_that_are_counted_up_from_a_small_picture() -> None:
+    """Of one that goes on from another. The clock counts products."""
+    config, T, motion, (width, height) = VAEConfig(dim=4, num_res_blocks=1), 6, 5, (160, 96)
+    vae = WanVAE(config).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        clock = counter.get_total_flops
+        found = time_codec(config, width * height, motion, dtype=torch.float32, device=CPU, clock=clock)
+        before = clock()
+        latents = vae.encode(torch.zeros(1, 3, 4 * motion - 3, height, width))
+        decoder = vae.decoder()
+        decoder.prime(latents)
+        frames = list(decoder.decode(torch.zeros(1, 16, T, height // 8, width // 8)))
+        counted = clock() - before
+    assert len(frames) == T
+    assert found.clip(T, motion) == pytest.approx(counted, rel=0.1)
 
 
 def test_a_copy_is_counted_up_from_a_piece() -> None:
