@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..config import TransformerConfig, VAEConfig
 from ..geometry import LatentGrid, TokenLayout
+from ..ops import cpu
 
 # Of the autoencoder's decoder. Numbers a pixel of a frame and channel of the widest frames: at work at the peak and,
 # for every residual block at each of four sizes, carried by two convolutions from two frames each.
@@ -33,8 +34,8 @@ def activation_bytes(
     Args:
         itemsize: bytes of a number in the dtype computed in.
         chunk_tokens: of the feed-forward (`dit_blocks.FeedForward`); None: all at once.
-        on_cpu: where keys are normed in several passes (`ops.layers.RMSNorm`), in float32 until they are rounded. A
-            model narrower than 512 takes more in bf16, for scores (`ops.cpu.attention`).
+        on_cpu: where keys are normed in several passes (`ops.layers.RMSNorm`), in float32 until they are rounded, and
+            scores of attention in bf16 may be tensors (`ops.cpu.attention`).
     """
     tokens, width, item = layout.total, layout.total * config.dim, itemsize
     given = FLOAT32 * width                                   # the block's input, which its caller holds
@@ -43,6 +44,10 @@ def activation_bytes(
     in_float32 = FLOAT32 * width if on_cpu and item != FLOAT32 else 0
     norming = given + normed + turned + 2 * item * width + in_float32     # keys as projected, and normed
     attention = given + normed + turned + cast
+    if on_cpu and item < FLOAT32 and tokens >= cpu.MIN_KEYS and config.head_dim >= cpu.MIN_CHANNELS and cpu.helps():
+        scores = (FLOAT32 + item) * min(tokens, cpu.ROWS) * tokens
+        heads = 2 * FLOAT32 * tokens * config.head_dim   # the keys of one head, and of the next
+        attention = max(attention, given + normed + 4 * item * width + scores + heads)
     at_once = min(tokens, chunk_tokens or tokens)
     hidden = item * at_once * (config.ffn_dim + config.dim)   # with what comes of it
     chunks = 0 if at_once == tokens else 2 * item * width     # the parts, and the whole that they are joined to
