@@ -284,7 +284,7 @@ def test_a_weak_dub_keeps_more_of_the_old_mouth(dubber, written, tmp_path):
     errors = []
     for strength in (1.0, 0.2):
         written.clear()
-        dubber.run(request(tmp_path, strength=strength, steps=6))
+        dubber.run(request(tmp_path, strength=strength, steps=12))
         errors.append(np.abs(np.stack(written) - truth)[mouth].mean())
     assert errors[1] < 0.7 * errors[0], errors
 

@@ -210,7 +210,8 @@ def test_matched_frames_have_the_pictures_colours(pipe, media, tmp_path, method)
     target = fit_picture(read_picture(media / "face.png"), size)
     wanted = to_lab((target[0].flatten(1) + 1) / 2).mean(1)
     off, on = (lab_means(made(pipe, media, tmp_path, match_colour=m)) for m in ("off", method))
-    assert (off - wanted).norm() > 5 and (on - wanted).norm() < 0.3 * (off - wanted).norm()
+    off, on = (off - wanted).norm(), (on - wanted).norm()   # a difference of 2 can just be seen
+    assert on < 2 < off and on < 0.5 * off
 
 
 def test_the_first_window_may_be_all_picture(pipe, media, tmp_path):
