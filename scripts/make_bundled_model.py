@@ -55,7 +55,7 @@ def settings(vae: VAEConfig) -> ModelConfig:
         default_area=128 * 128,
         default_steps=8,
         default_shift=3.0,
-        default_guidance=2.0,
+        default_guidance=1.5,
         negative_prompt="",
     )
 
