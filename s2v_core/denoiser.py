@@ -153,6 +153,7 @@ class TransformerDenoiser:
 
     def _prepared_times(self) -> dict[float, TimeContext]:
         if self._times is None:
-            timesteps = self.schedule.timesteps.to(self.device)
-            self._times = {float(t): self.model.embed_time(t[None]) for t in timesteps}
+            timesteps = self.schedule.timesteps
+            there = timesteps.to(self.device)
+            self._times = {t: self.model.embed_time(there[i, None]) for i, t in enumerate(timesteps.tolist())}
         return self._times

@@ -27,7 +27,6 @@ from .dit_blocks import Block, BlockPart, Head, PromptKeys, unpatchify
 from .motion import FramePacker
 from .positions import motion_positions, reference_positions, video_positions
 
-NEUTRAL = (0, 1, 0, 0, 1, 0)   # what is added to the six of a modulation: of these, scales act as 1 + scale
 PROMPT_STEP = 64   # prompts are cut to multiples of so many tokens: few shapes, for torch.compile
 AUDIO_PREFIX_FRAMES = 73   # copies of a clip's first audio frame before it, as the model was trained
 
@@ -200,7 +199,8 @@ class WanS2VTransformer(nn.Module):
         modulation = self.time_projection(head).unflatten(1, (6, -1))
         rest = modulation[count:].expand(count, -1, -1) if self.config.zero_timestep else modulation
         modulation = torch.stack([modulation[:count], rest], dim=2)
-        return TimeContext(head=head[:count], modulation=modulation + modulation.new_tensor(NEUTRAL)[:, None, None])
+        are_scales = torch.arange(6, device=modulation.device) % 3 == 1   # shift, scale, gate, twice; 1 + scale acts
+        return TimeContext(head=head[:count], modulation=modulation + are_scales[:, None, None])
 
     # ---- once per clip --------------------------------------------------------------------------------------------
 

@@ -43,7 +43,8 @@ def apply_rope(x: Tensor, table: Tensor) -> Tensor:
     cos, sin = table.split(1, dim=-1)
     pairs = x.float().unflatten(-1, (-1, 2))
     # nothing is joined, so torch.compile makes it one kernel with the norm before
-    turned = pairs * cos + pairs.flip(-1) * sin * table.new_tensor((-1, 1))
+    signs = torch.arange(-1, 2, 2, dtype=table.dtype, device=table.device)   # -1, 1; a list would wait for the device
+    turned = pairs * cos + pairs.flip(-1) * sin * signs
     return turned.flatten(-2).to(x.dtype)
 
 

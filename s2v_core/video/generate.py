@@ -246,7 +246,8 @@ def pose_latents(conditioning: Conditioning, plan: ClipPlan, codec: VideoCodec) 
     weights = pose_weights(conditioning.pose_control, plan)
     if not weights.any():
         return None
-    return codec.encode(pose_window(conditioning.pose, plan))[:, :, 1:] * weights.view(1, 1, -1, 1, 1)
+    latents = codec.encode(pose_window(conditioning.pose, plan))[:, :, 1:]
+    return latents * weights.to(latents.device).view(1, 1, -1, 1, 1)
 
 
 def clip_inputs(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2v_core.checkpoints.keymaps import transformer_config_from_official
-from s2v_core.models.dit import NEUTRAL, WanS2VTransformer, sinusoid
+from s2v_core.models.dit import WanS2VTransformer, sinusoid
 from s2v_core.models.dit_blocks import PromptKeys, unpatchify
 from s2v_core.models.positions import motion_positions
 from s2v_core.ops.rope import rope_table
@@ -43,7 +43,7 @@ def padded(rows: list[Tensor]) -> Tensor:
 
 def as_scales(modulation: Tensor) -> Tensor:
     """What we add to the reference's modulation [B, 6, ...], so that scales multiply as they are."""
-    return modulation.new_tensor(NEUTRAL).view(6, *[1] * (modulation.dim() - 2))
+    return modulation.new_tensor((0, 1, 0, 0, 1, 0)).view(6, *[1] * (modulation.dim() - 2))
 
 
 class Recorder:
