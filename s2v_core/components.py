@@ -5,10 +5,11 @@ Knows which model does what and where it runs; not what a job is or in which ord
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,7 @@ from .placement import (
     free_memory,
     num_bytes,
     on_device,
+    release_cached_memory,
 )
 from .planning import HEADROOM, LIBRARIES, RGB, Way, Work, choose_way, frames_in_ram
 from .types import ClipInputs, ClipSettings, Denoiser, SamplerSettings, StepCallback, VideoCodec
@@ -157,6 +159,7 @@ class Components:
         self._require_weights()
         config = self.config.text_encoder
         encoder = load_model(self.files.text_encoder, "text_encoder", lambda: build_text_encoder(config))
+        self._make_room(num_bytes(encoder))
         tokenizer, max_tokens = self._tokenizer(), self.config.transformer.text_len
         with self._visiting(encoder):
             return [encode_prompt(encoder, tokenizer, text, max_tokens=max_tokens).cpu() for text in prompts]
@@ -205,7 +208,7 @@ class Components:
                 yield True
                 self.lead.dismiss()
             else:
-                follow(self._denoiser, lambda: self._codec_part)
+                follow(self._following, lambda: self._codec_part)
                 yield False
 
     @cached_property
@@ -220,8 +223,25 @@ class Components:
             if self.lead is None:
                 yield denoiser
             else:
-                with self.lead.denoising(denoiser, settings) as led:
+                with self.lead.denoising(denoiser, settings, self.way) as led:
                     yield led
+
+    def _following(self, settings: SamplerSettings, way: Way) -> AbstractContextManager[Denoiser]:
+        """This process's own, in the way that the leader's estimate chose."""
+        self._go(way)
+        return self._denoiser(settings)
+
+    def _go(self, way: Way) -> None:
+        self.way, self.dtype, self.offload = way, way.dtype, way.offload
+
+    def _make_room(self, needed: int) -> None:
+        """Where so many bytes do not fit beside the last video's transformer, let it go; the next video reads it."""
+        if self.device.type == "cpu" or "_transformer" not in self.__dict__:
+            return
+        if self._held(self._transformer) and needed > HEADROOM * free_memory(self.device):
+            del self.__dict__["_transformer"]
+            gc.collect()
+            release_cached_memory(self.device)
 
     @contextmanager
     def _denoiser(self, settings: SamplerSettings) -> Iterator[Denoiser]:
@@ -247,8 +267,8 @@ class Components:
         """Memory for a video, before any weight is read, in the fastest way that fits. With it `way` is chosen: dtype,
         what visits the device, and chunks, as far as nobody has asked for others and nothing is loaded yet."""
         work, offloads = self._work(size, clip, step_cache=step_cache), self._offloads()
-        self.way, estimate = choose_way(work, offloads, free_memory(self.device) + self._held_bytes())
-        self.dtype, self.offload = self.way.dtype, self.way.offload
+        way, estimate = choose_way(work, offloads, free_memory(self.device) + self._held_bytes())
+        self._go(way)
         return estimate
 
     def clip_time(self, size: VideoSize, clip: ClipSettings, settings: SamplerSettings) -> ClipTime | None:
@@ -314,10 +334,11 @@ class Components:
 
     def _held_bytes(self) -> int:
         """What loaded models have on the device already."""
-        held = num_bytes(self._vae) if "_vae" in self.__dict__ else 0
-        if "_transformer" in self.__dict__ and self.offload == "none":
-            held += num_bytes(self._transformer)
-        return held
+        return sum(self._held(self.__dict__[name]) for name in ("_vae", "_transformer") if name in self.__dict__)
+
+    def _held(self, module: nn.Module) -> int:
+        tensors = [*module.parameters(), *module.buffers()]
+        return sum(t.nbytes for t in tensors if t.device.type == self.device.type)
 
     def _dtypes(self) -> tuple[torch.dtype, ...]:
         """That the transformer may compute in, the best one first."""

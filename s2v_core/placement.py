@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 OFFLOADS = ("auto", "none", "model", "blocks")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 1024**3
+SLAB = GIB      # of pinned memory, at a time
+ALIGNED = 512   # bytes, at a multiple of which a tensor in it begins
 
 _HOST = torch.device("cpu")
 _MEMORY = Path("/proc/meminfo")   # Linux
@@ -45,8 +47,8 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps; got {name!r}") from None
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(device.type, False):
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
         raise ConfigError(f"device {name!r} is not available here; use 'cpu', or 'auto' for the best there is")
     return device
 
@@ -82,9 +84,10 @@ def choose_dtype(dtype: torch.dtype | None, device: torch.device, stored: torch.
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the device (for a CPU: of RAM, what the system caches of files included)."""
+    """Bytes that can still be had on the device: what torch or the system only caches is free."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if _MEMORY.is_file():
         fields = (line.split() for line in _MEMORY.read_text().splitlines())
         return next((int(kilobytes) * 1024 for name, kilobytes, *_ in fields if name == "MemAvailable:"), 0)
@@ -113,9 +116,9 @@ def wait_for(device: torch.device) -> None:
 def on_device(module: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """The module on the device for a while; its weights' home, which may be a mapped file, stays where it is."""
     home = [slot.data for slot in _slots(module)]
-    for slot in _slots(module):
-        slot.data = slot.data.to(device)
     try:
+        for slot in _slots(module):
+            slot.data = slot.data.to(device)
         yield module
     finally:
         for slot, tensor in zip(_slots(module), home, strict=True):
@@ -145,7 +148,10 @@ class BlockStreamer:
         self.copy = copy or self._copy
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.blocks = list(blocks)
-        self.pins = self.stream is not None and 1.2 * sum(map(num_bytes, self.blocks)) < free_memory(_HOST)
+        total = sum(map(num_bytes, self.blocks))
+        self.pins = self.stream is not None and 1.2 * total < free_memory(_HOST)
+        self.slab = min(SLAB, _power_of_two(total))
+        self.room = torch.empty(0, dtype=torch.uint8)   # pinned, not yet used
         self.home = [self._keep(block) for block in self.blocks]
         self.coming: dict[int, Future[Arrival]] = {}
         self.kept: tuple[int, list[Tensor]] | None = None   # the last block that ran
@@ -162,18 +168,39 @@ class BlockStreamer:
         mapped file, which the thread then reads."""
         home = []
         for slot in _slots(block):
-            tensor = slot.data.to("cpu")
-            slot.data = tensor.pin_memory() if self.pins else tensor
+            slot.data = self._pinned(slot.data.to("cpu"))
             home.append(slot.data)
         return home
 
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """A copy in pinned memory, as long as there is some. It is asked for in powers of two, to which torch rounds
+        what it pins: tensor by tensor that would be half as much again."""
+        if not self.pins:
+            return tensor
+        size = -(-tensor.nbytes // ALIGNED) * ALIGNED
+        if size > len(self.room):
+            try:
+                self.room = torch.empty(max(self.slab, _power_of_two(size)), dtype=torch.uint8, pin_memory=True)
+            except RuntimeError as error:   # systems limit it, some to half of the RAM
+                log.warning("no more memory can be pinned (%s): blocks come from pageable memory, slower", error)
+                self.pins = False
+                return tensor
+        piece, self.room = self.room[: tensor.nbytes], self.room[size:]
+        return piece.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
     def _fetch(self, i: int) -> None:
         if i not in self.coming:
+            done = None
             if self.stream is not None:
-                self.stream.wait_stream(torch.cuda.current_stream(self.device))
-            self.coming[i] = self.thread.submit(self._bring, i)
+                done = torch.cuda.Event()
+                done.record(torch.cuda.current_stream(self.device))
+            self.coming[i] = self.thread.submit(self._bring, i, done)
 
-    def _bring(self, i: int) -> Arrival:
+    def _bring(self, i: int, done: torch.cuda.Event | None) -> Arrival:
+        """Copy block i, once the device is `done` with the blocks before the one that it is at: a host that runs ahead
+        would ask for room for all of them."""
+        if done is not None:
+            done.synchronize()
         start = time.perf_counter()
         if self.stream is None:
             arrival = self.copy(self.home[i]), None
@@ -216,12 +243,16 @@ class BlockStreamer:
             slot.data = tensor
 
     def stop(self) -> None:
-        """Leave the blocks in host memory, as plain modules."""
+        """Leave the blocks in host memory, as plain modules; one that was interrupted too."""
         for handle in self.handles:
             handle.remove()
         self.thread.shutdown()
         self.coming.clear()
         self.kept = None
+        for block, home in zip(self.blocks, self.home, strict=True):
+            for slot, tensor in zip(_slots(block), home, strict=True):
+                slot.data = tensor
+        release_cached_memory(self.device)
 
 
 def blocks_that_stay(*, available: int, needed: int, per_block: int, num_blocks: int) -> int:
@@ -231,6 +262,11 @@ def blocks_that_stay(*, available: int, needed: int, per_block: int, num_blocks:
         available, needed: bytes that may be filled, and that everything else takes, visiting blocks included.
     """
     return max(0, min(num_blocks, (available - needed) // max(1, per_block)))
+
+
+def _power_of_two(count: int) -> int:
+    """The first that is not below count."""
+    return 1 << max(0, count - 1).bit_length()
 
 
 def _slots(module: nn.Module) -> list[Tensor]:

@@ -136,9 +136,6 @@ class Stream:
         self.pending.append((target, source))
         return target
 
-    def wait_stream(self, other: Stream) -> None:
-        other.finish(len(other.pending))
-
     def wait_event(self, event: Event) -> None:
         event.stream.finish(event.count)
 
@@ -150,6 +147,9 @@ class Stream:
 class Event:
     def record(self, stream: Stream) -> None:
         self.stream, self.count = stream, len(stream.pending)
+
+    def synchronize(self) -> None:
+        self.stream.finish(self.count)
 
 
 _FIRST, _local = Stream(is_first=True), threading.local()
@@ -197,6 +197,7 @@ def pretended_gpu(free: int = 20 << 30) -> Iterator[Counter[str]]:
     cuda = {
         "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1,
         "mem_get_info": lambda device=None: (free, free), "empty_cache": lambda: None,
+        "memory_reserved": lambda device=None: 0, "memory_allocated": lambda device=None: 0,
         "synchronize": lambda device=None: None, "current_device": lambda: 0, "Stream": Stream, "Event": Event,
         "stream": use, "current_stream": current_stream,
     }  # fmt: skip
@@ -208,7 +209,6 @@ def pretended_gpu(free: int = 20 << 30) -> Iterator[Counter[str]]:
             for name, value in cuda.items():
                 stack.enter_context(mock.patch.object(torch.cuda, name, value))
             stack.enter_context(mock.patch.object(Tensor, "data", property(_get_data, _set_data)))
-            stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda self: self))
             stack.enter_context(mock.patch.object(Tensor, "record_stream", lambda self, stream: None))
             stack.enter_context(mock.patch("s2v_core.placement.ThreadPoolExecutor", Pool))
             stack.enter_context(Dispatch())

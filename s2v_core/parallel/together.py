@@ -73,9 +73,9 @@ class Lead:
         self.is_lost = False
 
     @contextmanager
-    def denoising(self, denoise: Denoise, settings: object) -> Iterator[Denoise]:
-        """A video's denoising, in which the others take part."""
-        with self.call("video", settings):
+    def denoising(self, denoise: Denoise, *about: object) -> Iterator[Denoise]:
+        """A video's denoising, in which the others take part; they are told what it is `about`."""
+        with self.call("video", *about):
             pass
 
         def led(inputs: Any, noise: Tensor, on_step: Callable[[int, int], None]) -> Tensor:
@@ -107,11 +107,11 @@ class Part(Protocol):
     def forget(self, numbers: Sequence[int]) -> None: ...
 
 
-def follow(denoising: Callable[[Any], AbstractContextManager[Denoise]], part: Callable[[], Part]) -> None:
+def follow(denoising: Callable[..., AbstractContextManager[Denoise]], part: Callable[[], Part]) -> None:
     """Take part in what is led, until there is no more.
 
     Args:
-        denoising: a video's settings -> its denoiser, as the leader makes it.
+        denoising: what the leader says a video is about -> its denoiser, as the leader makes it.
         part: of this process in other work, made when it is first needed.
     """
     with ExitStack() as video:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,9 +17,12 @@ from s2v_core.dub.request import DubRequest
 from s2v_core.dub.run import Dubber
 from s2v_core.geometry import VideoSize
 from s2v_core.ops.rope import apply_rope
+from s2v_core.parallel import together
 from s2v_core.placement import choose_device
+from s2v_core.planning import Way
 from s2v_core.request import Request
 from s2v_core.speakers import Speaker
+from s2v_core.types import SamplerSettings
 from s2v_core.video import fill
 
 from .. import pretended_gpu as gpu
@@ -143,6 +148,38 @@ def test_a_dub_is_the_one_that_a_cpu_makes(written, tmp_path):
             Dubber(pipe.components).run(replace(wanted, take=tmp_path / device))
         found.append(np.stack(written).astype(float))
     assert np.abs(found[1] - found[0]).mean() < CLOSE
+
+
+def test_a_text_encoder_for_which_there_is_no_room_beside_the_last_videos_transformer_gets_its_place(written, tmp_path):
+    with gpu.pretended_gpu():
+        pipe = WanS2VPipeline.from_pretrained(device_map="cuda", torch_dtype=torch.float32, offload="none")
+        pipe.run(request(tmp_path, num_frames=4))
+        transformer = weakref.ref(pipe.components._transformer)
+        known = pipe.components.encode_prompts(["a man nods"])
+        assert next(transformer().parameters()).is_cuda
+        with mock.patch.object(torch.cuda, "mem_get_info", lambda device: (1 << 12, 1 << 30)):
+            again = pipe.components.encode_prompts(["a man nods"])
+        assert transformer() is None
+        assert torch.equal(known[0], again[0])
+
+
+def test_a_process_that_follows_goes_the_leaders_way(monkeypatch):
+    told = []
+    monkeypatch.setattr(together, "_tell", told.append)
+    settings, way = SamplerSettings(steps=2), Way(dtype=torch.float32, offload="blocks", resident_blocks=1)
+    with gpu.pretended_gpu():
+        leader, follower = (
+            WanS2VPipeline.from_pretrained(device_map="cuda", torch_dtype=torch.float32).components for _ in range(2)
+        )
+        leader.lead = together.Lead()
+        leader._go(way)
+        with leader.denoising(settings):
+            pass
+        what, *about = told[0]
+        assert (what, follower.offload) == ("video", "none")
+        with follower._following(*about):
+            blocks = follower._transformer.blocks
+            assert [next(block.parameters()).device.type for block in blocks[:2]] == ["cuda", "cpu"]
 
 
 def test_no_step_sends_anything_over_or_waits_for_an_answer(written, tmp_path):

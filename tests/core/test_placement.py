@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from s2v_core import placement
 from s2v_core.errors import ConfigError
 from s2v_core.placement import (
+    ALIGNED,
     GIB,
     BlockStreamer,
     MemoryEstimate,
@@ -23,6 +26,8 @@ from s2v_core.placement import (
     num_bytes,
     on_device,
 )
+
+from ..pretended_gpu import GPU, pretended_gpu
 
 CPU = torch.device("cpu")
 
@@ -118,6 +123,118 @@ def test_a_block_that_runs_twice_is_copied_once() -> None:
     streamer.stop()
     assert len(copied) == 5   # four, and the first again for the next step
     assert torch.equal(expected, model(model[0](x)))
+
+
+class Unfinished:
+    """An event of a device that has not finished anything yet."""
+
+    finished = threading.Event()
+
+    def record(self, stream: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        assert self.finished.wait(timeout=300)
+
+
+@torch.no_grad()
+def test_a_host_that_runs_ahead_of_the_device_asks_for_no_block_until_one_is_done(monkeypatch) -> None:
+    """Else all blocks would be on the device before it has finished the first."""
+    model, copied = chain(), []
+    with pretended_gpu():
+        monkeypatch.setattr(torch.cuda, "Event", Unfinished)
+        monkeypatch.setattr(torch.cuda.Stream, "wait_event", lambda self, event: None)
+        streamer = BlockStreamer(model, GPU, lambda tensors: copied.append(1) or list(tensors))
+        host = threading.Thread(target=lambda: model(torch.randn(1, 8)))
+        host.start()
+        time.sleep(0.3)
+        asked = len(copied)
+        Unfinished.finished.set()
+        host.join()
+        streamer.stop()
+    assert asked == 0
+    assert len(copied) == 5
+
+
+@torch.no_grad()
+def test_what_is_pinned_takes_no_more_than_the_next_power_of_two() -> None:
+    model = nn.Sequential(*(nn.Linear(300, 300) for _ in range(4)))   # tensor by tensor it would be 1.45 times as much
+    expected = model(torch.ones(1, 300))
+    asked = []
+    with pretended_gpu():
+        empty = torch.empty
+        with mock.patch.object(torch, "empty", lambda *a, **k: asked.append(a[0]) or empty(*a, **k)):
+            streamer = BlockStreamer(model, GPU)
+        homes = [tensor for home in streamer.home for tensor in home]
+        streamer.stop()
+    assert sum(asked) == 2**21 and num_bytes(model) > 2**20
+    assert all(t.data_ptr() % ALIGNED == homes[0].data_ptr() % ALIGNED for t in homes)
+    assert torch.equal(model(torch.ones(1, 300)), expected)
+
+
+@torch.no_grad()
+def test_where_no_more_can_be_pinned_blocks_come_from_where_they_are(monkeypatch, caplog) -> None:
+    empty = torch.empty
+
+    def full(*shape: object, pin_memory: bool = False, **settings: object) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError("cudaHostAlloc: out of memory")
+        return empty(*shape, **settings)
+
+    model, x = chain(), torch.randn(3, 8)
+    expected = model(x)
+    with pretended_gpu():
+        with mock.patch.object(torch, "empty", full):
+            streamer = BlockStreamer(model, GPU)
+        assert torch.allclose(model(x.to(GPU)).cpu(), expected)
+        streamer.stop()
+    assert caplog.text.count("no more memory can be pinned (cudaHostAlloc: out of memory)") == 1
+
+
+@torch.no_grad()
+def test_weights_go_home_after_a_move_that_fails_and_after_a_block_that_is_interrupted() -> None:
+    model = chain()
+    with pretended_gpu():
+        with pytest.raises(MemoryError), mock.patch.object(torch.Tensor, "to", Crowded()), on_device(model, GPU):
+            pass
+        assert {p.device for p in model.parameters()} == {CPU}
+        streamer = BlockStreamer(model, GPU)
+        model[1].register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.randn(1, 8).to(GPU))
+        streamer.stop()
+        assert {p.device for p in model.parameters()} == {CPU}
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class Crowded:
+    """`Tensor.to` of a device that has room for three tensors."""
+
+    def __init__(self) -> None:
+        self.left, self.to = 3, torch.Tensor.to
+
+    def __get__(self, tensor: torch.Tensor, kind: type) -> object:
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError
+        return self.to.__get__(tensor, kind)
+
+
+def test_memory_that_is_only_cached_is_free() -> None:
+    with pretended_gpu(free=GIB):
+        with mock.patch.object(torch.cuda, "memory_reserved", lambda device: 5 * GIB):
+            with mock.patch.object(torch.cuda, "memory_allocated", lambda device: 3 * GIB):
+                assert free_memory(GPU) == 3 * GIB
+
+
+def test_a_gpu_that_a_machine_does_not_have_is_refused() -> None:
+    with pretended_gpu():
+        assert choose_device("cuda:0") == GPU
+        with pytest.raises(ConfigError, match="device 'cuda:3' is not available here"):
+            choose_device("cuda:3")
 
 
 def test_a_module_comes_back_after_its_turn() -> None:
