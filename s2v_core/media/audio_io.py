@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol
@@ -86,6 +86,7 @@ def open_sound(path: str | Path) -> Sound:
         first = next(frames, None)
         if first is None:
             raise MediaError(f"{path} has a sound track without a single sample; export it again")
+        _check_layout(first, path)
         with _Recorder(str(path), first.sample_rate) as recorder:
             for frame in chain([first], frames):
                 if frame.sample_rate != recorder.rate:
@@ -146,6 +147,23 @@ def sound_frames(path: Path) -> Iterator[av.AudioFrame]:
     """A file's sound as it was recorded, a piece at a time. Raises: MediaError."""
     with _opened(path) as container:
         yield from _decoded(container, _sound_stream(container, path), path)
+
+
+def resampled(path: Path, *, sample_format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
+    """A file's sound in another form: sample after sample, whatever its clock says, as `open_sound` hears it.
+
+    Args:
+        sample_format, layout: by FFmpeg's names, such as fltp and stereo.
+        rate: Hz.
+
+    Raises: MediaError.
+    """
+    for _, frames in groupby(sound_frames(path), key=lambda frame: (frame.format.name, frame.layout.name)):
+        resampler = av.AudioResampler(sample_format, layout, rate)   # takes frames of one form
+        for frame in frames:
+            frame.pts = None
+            yield from resampler.resample(frame)
+        yield from resampler.resample(None)
 
 
 class _Recorder:
@@ -302,6 +320,17 @@ def _frames(packets: Iterable[av.Packet], path: Path) -> Iterator[av.AudioFrame]
         yield from frames
     if fault is not None:
         raise fault
+
+
+def _check_layout(frame: av.AudioFrame, path: Path) -> None:
+    """What is heard of a video is mono or stereo. Raises: MediaError for channels that nobody knows how to mix."""
+    try:
+        av.AudioResampler("fltp", "stereo", frame.sample_rate).resample(frame)
+    except av.error.ArgumentError as error:
+        raise MediaError(
+            f"{path} has {frame.layout.nb_channels} channels of sound, which cannot be mixed to two here; "
+            "mix it to mono or stereo first"
+        ) from error
 
 
 def _samples(frame: av.AudioFrame, path: Path) -> np.ndarray:

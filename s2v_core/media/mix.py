@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import tempfile
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +17,7 @@ import av
 import numpy as np
 
 from ..errors import OutputError
-from .audio_io import BLOCK, sound_format, sound_frames
+from .audio_io import BLOCK, resampled, sound_format
 
 MAX_RATE = 48_000   # Hz
 FULL_SCALE = 32_767
@@ -57,8 +56,9 @@ def mix_sounds(sounds: Sequence[PlacedSound], output: Path) -> None:
 def _add(raw: IO[bytes], sound: PlacedSound, rate: int, num_channels: int) -> None:
     """Add a sound to what is there; raw holds [S, C] float32, and silence past its end."""
     at, left = round(sound.start * rate), round(sound.duration * rate)
-    for block in _resampled(sound.path, rate, num_channels):
-        block = block[:left]
+    layout = "stereo" if num_channels == 2 else "mono"
+    for part in resampled(sound.path, sample_format="flt", layout=layout, rate=rate):
+        block = part.to_ndarray().reshape(-1, num_channels)[:left]
         there = _read(raw, at, len(block), num_channels)
         raw.seek(4 * at * num_channels)
         raw.write((there + block).tobytes())
@@ -73,16 +73,6 @@ def _read(raw: IO[bytes], at: int, num: int, num_channels: int) -> np.ndarray:
     raw.seek(4 * at * num_channels)
     found = np.frombuffer(raw.read(4 * num * num_channels), np.float32)
     return np.concatenate([found, np.zeros(num * num_channels - len(found), np.float32)]).reshape(num, num_channels)
-
-
-def _resampled(path: Path, rate: int, num_channels: int) -> Iterator[np.ndarray]:
-    """[n, C] float32 at the rate."""
-    resampler = av.AudioResampler(format="flt", layout="stereo" if num_channels == 2 else "mono", rate=rate)
-    for frame in chain(sound_frames(path), [None]):
-        if frame is not None:
-            frame.pts = None   # the samples follow each other, whatever the clock says
-        for part in resampler.resample(frame):
-            yield part.to_ndarray().reshape(-1, num_channels)
 
 
 def _write(raw: IO[bytes], output: Path, rate: int, num_channels: int) -> None:

@@ -23,6 +23,7 @@ from av.stream import Disposition
 from torch import Tensor
 
 from ..errors import MediaError, OutputError
+from .audio_io import resampled, sound_frames
 
 ENCODER_THREADS = 4   # the number changes the bits x264 writes, so it is not the machine's to choose
 REORDER = 2           # frames by which x264 decodes ahead of what it shows, with the three B-frames of its presets
@@ -423,16 +424,15 @@ def _copied(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) 
 
 def _first_sample(path: Path) -> Fraction:
     """When the first sample that a decoder gives sounds, on the file's clock: coders put silence before it."""
-    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
-        for frame in source.decode(source.streams.best("audio")):
-            return Fraction(0) if frame.pts is None else frame.pts * frame.time_base
+    for frame in sound_frames(path):
+        return Fraction(0) if frame.pts is None else frame.pts * frame.time_base
     raise MediaError(f"{path} has a sound track without a single sample; export it again")
 
 
 def _encoded(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) -> Iterator[av.Packet]:
     """The file's sound as AAC: mono stays mono, more channels become stereo."""
     skipped, left, done = round(start * stream.rate), math.ceil(end * stream.rate), 0   # samples
-    for frame in _resampled(path, stream):
+    for frame in resampled(path, sample_format="fltp", layout=stream.layout.name, rate=stream.rate):
         first = min(skipped, frame.samples)
         last = min(first + left, frame.samples)
         skipped -= first
@@ -442,15 +442,6 @@ def _encoded(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction)
             done, left = done + frame.samples, left - frame.samples
             yield from stream.encode(frame)
     yield from stream.encode(None)
-
-
-def _resampled(path: Path, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
-    resampler = av.AudioResampler("fltp", stream.layout.name, stream.rate)
-    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
-        for frame in source.decode(source.streams.best("audio")):
-            frame.pts = None   # sample after sample, as the sound is heard when features are made
-            yield from resampler.resample(frame)
-        yield from resampler.resample(None)
 
 
 def _part(frame: av.AudioFrame, first: int, last: int) -> av.AudioFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tracemalloc
+import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -280,6 +281,15 @@ def mkv_cut(folder: Path) -> Path:
     return cut(write(folder / "a.mka", tones(3.0, 44_100), 44_100, "aac"), 0.5)
 
 
+def nine_channels(folder: Path) -> Path:
+    with wave.open(str(folder / "a.wav"), "wb") as file:
+        file.setnchannels(9)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((tones(1.0, 16_000).repeat(9, axis=0).T * 32_000).astype("<i2").tobytes())
+    return folder / "a.wav"
+
+
 def whole_numbers_of_64_bits(folder: Path) -> Path:
     return write(folder / "a.wav", tones(1.0, 16_000), 16_000, "pcm_s64le")
 
@@ -323,6 +333,7 @@ def unknown_coding(folder: Path) -> Path:
         (mkv_cut, r"a\.mka is cut off: it says 3\.0 s and holds 1\.\d s of sound; copy it again"),
         (mp3_spoilt, r"a\.mp3 is broken or cut off after 1\.\d s"),
         (whole_numbers_of_64_bits, r"a\.wav holds samples as s64, which is not read; convert it to wav"),
+        (nine_channels, r"a\.wav has 9 channels of sound, which cannot be mixed to two here; mix it to mono or stereo"),
         (two_rates, r"a\.mp3 changes its sample rate from \d+ to \d+ Hz on the way; convert it to wav"),
         (unknown_coding, r"a\.mkv holds sound in a form that cannot be decoded here; convert it"),
     ],

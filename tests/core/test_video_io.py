@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from s2v_core.errors import Interrupted, MediaError, OutputError
+from s2v_core.media.audio_io import open_sound
 from s2v_core.media.video_io import (
     join_segments,
     probe_video,
@@ -229,6 +230,41 @@ def test_joined_recordings_whose_clock_starts_again_are_heard_one_after_the_othe
     assert np.array_equal(ours, theirs) and len(ours) > 1.4 * RATE
     times = [packet.pts * packet.time_base for packet in packets(tmp_path / "out.mp4", "audio")]
     assert np.diff([float(time) for time in times]) == pytest.approx(1024 / RATE, abs=2e-4)
+
+
+def spoilt_flac(folder: Path) -> Path:
+    """One packet amid the others holds nothing that can be decoded."""
+    source = write_sound(folder / "whole.mka", "flac", "matroska", click())
+    with av.open(str(source)) as whole, av.open(str(folder / "spoilt.mka"), "w", format="matroska") as output:
+        stream = output.add_stream_from_template(whole.streams.audio[0])
+        for count, packet in enumerate(packet for packet in whole.demux(audio=0) if packet.size):
+            if count == 2:
+                bad = av.Packet(b"\xff" * 40)
+                bad.pts, bad.dts, bad.duration, bad.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+                packet = bad
+            packet.stream = stream
+            output.mux(packet)
+    return folder / "spoilt.mka"
+
+
+def glued_mp3(folder: Path) -> Path:
+    """Between two recordings in one file stands a header that is no sound, and the second is in stereo."""
+    parts = [
+        write_sound(folder / f"{channels}.mp3", "libmp3lame", "mp3", click(rate=8000, channels=channels), 8000)
+        for channels in (1, 2)
+    ]
+    (folder / "glued.mp3").write_bytes(b"".join(part.read_bytes() for part in parts))
+    return folder / "glued.mp3"
+
+
+@pytest.mark.parametrize("make", [spoilt_flac, glued_mp3])
+def test_sound_that_can_be_opened_can_be_joined_and_is_heard_as_the_model_hears_it(segments, tmp_path, make):
+    source = make(tmp_path)
+    join_segments(segments, tmp_path / "out.mp4", audio=source, fps=16, num_frames=sum(LENGTHS))
+    with open_sound(source) as heard, open_sound(tmp_path / "out.mp4") as joined:
+        num = min(heard.num_samples, joined.num_samples)
+        assert num == pytest.approx(16_000 * min(float(heard.duration), sum(LENGTHS) / 16), abs=200)
+        assert abs(int(np.abs(heard.read(0, num)).argmax()) - int(np.abs(joined.read(0, num)).argmax())) <= 16
 
 
 @pytest.mark.parametrize(("codec", "container"), [("aac", "mp4"), ("pcm_s16le", "wav")])
