@@ -11,7 +11,10 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 FOLDER = "wan_s2v"   # below the host's output folder (takes) and its temporary one (finished takes), and in file names
 FINISHED_TAKES = 4   # kept until the host starts again, for runs that only go on from them or change their end
 FIRST_NUMBERS = 256  # of every weight: what tells one model from another without reading 14 billion
+DEEPEST = 6          # objects within objects that a fingerprint looks into
+NAMED = (nn.Module, host.ModelPatcher, type, ModuleType, logging.Logger)   # a fingerprint does not look into these
 
 
 class RunProgress:
@@ -279,17 +284,24 @@ def model_identity(model: host.ModelPatcher) -> str:
             weights[key.removeprefix(prefix)] = saved.weight
     options = {key: value for key, value in model.model_options.items() if key != "transformer_options"}
     options["transformer_options"] = model.model_options.get("transformer_options", {})
-    return digest([_first_numbers(weights), model.patches, options])
+    attached = [model.patches, model.object_patches, model.wrappers, options]
+    return digest([_first_numbers(weights), *attached])
 
 
 def _first_numbers(weights: Mapping[str, Tensor]) -> list[object]:
     return [(name, tuple(w.shape), w.flatten()[:FIRST_NUMBERS]) for name, w in sorted(weights.items())]
 
 
-def digest(thing: object) -> str:
-    """A fingerprint of nested plain values and tensors; of anything else its type's name, and what it holds."""
+def digest(thing: object, depth: int = 0) -> str:
+    """A fingerprint of nested plain values, tensors and functions; of anything else its type's name and what it holds.
+
+    Functions count with what they were made with, where the host's nodes keep the values of their widgets.
+
+    Args:
+        depth: objects around it that are being looked into.
+    """
     found = hashlib.sha256()
-    _feed(found, thing, depth=0)
+    _feed(found, thing, depth)
     return found.hexdigest()
 
 
@@ -297,17 +309,43 @@ def _feed(found: hashlib._Hash, thing: object, depth: int) -> None:
     if isinstance(thing, Tensor):
         found.update(f"{tuple(thing.shape)} {thing.dtype} ".encode())
         found.update(thing.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    elif thing is None or isinstance(thing, str | int | float | bool | bytes):
+    elif thing is None or isinstance(thing, str | int | float | bool | bytes | torch.dtype):
         found.update(f"{type(thing).__name__} {thing!r} ".encode())
     elif isinstance(thing, Mapping):
         for key in sorted(thing, key=repr):
-            _feed(found, key, depth + 1)
-            _feed(found, thing[key], depth + 1)
-    elif isinstance(thing, Sequence | set | frozenset):
+            _feed(found, key, depth)
+            _feed(found, thing[key], depth)
+    elif isinstance(thing, set | frozenset):
+        _feed(found, sorted(digest(part, depth) for part in thing), depth)   # its own order changes with every start
+    elif isinstance(thing, Sequence):
         found.update(f"{len(thing)} ".encode())
         for part in thing:
-            _feed(found, part, depth + 1)
+            _feed(found, part, depth)
     else:
-        found.update(type(thing).__qualname__.encode())
-        if depth < 8 and hasattr(thing, "__dict__") and not isinstance(thing, nn.Module):   # those are looked at apart
-            _feed(found, vars(thing), depth + 1)
+        found.update(f"{type(thing).__qualname__} {getattr(thing, '__qualname__', '')} ".encode())
+        if depth < DEEPEST and not isinstance(thing, NAMED):
+            _feed(found, _function(thing, depth) if isinstance(thing, FunctionType) else _held(thing), depth + 1)
+
+
+_functions: WeakKeyDictionary[FunctionType, str] = WeakKeyDictionary()   # what `_function` gave
+
+
+def _function(function: FunctionType, depth: int) -> str:
+    """A fingerprint of a function as it was before it first ran: some keep a run's numbers where settings are."""
+    if function not in _functions:
+        _functions[function] = ""   # it may hold itself
+        cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]   # bound by now
+        parts = [function.__code__, function.__defaults__, function.__kwdefaults__, vars(function), cells]
+        _functions[function] = digest(parts, depth + 1)
+    return _functions[function]
+
+
+def _held(thing: object) -> object:
+    """What an object is made of."""
+    if isinstance(thing, MethodType):
+        return thing.__func__, thing.__self__
+    if isinstance(thing, partial):
+        return thing.func, thing.args, thing.keywords
+    if isinstance(thing, CodeType):
+        return thing.co_code, thing.co_names, thing.co_consts
+    return getattr(thing, "__dict__", None)

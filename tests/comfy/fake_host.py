@@ -125,7 +125,7 @@ def fake_modules(root):
             "BaseModel": model, "WAN22_S2V": type("HostS2V", (model,), {}), "ModelType": SimpleNamespace(FLOW="flow"),
         },
         "comfy.model_management": {"throw_exception_if_processing_interrupted": lambda: None},
-        "comfy.model_patcher": {"ModelPatcher": object, "LowVramPatch": type("LowVramPatch", (), {})},
+        "comfy.model_patcher": {name: type(name, (), {}) for name in ("ModelPatcher", "LowVramPatch")},
         "comfy.ops": {"manual_cast": layers, "CastWeightBiasOp": type("CastWeightBiasOp", (), {})},
         "comfy.patcher_extension": {
             "WrappersMP": SimpleNamespace(

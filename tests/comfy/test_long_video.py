@@ -22,6 +22,13 @@ def long_video(seconds=6.0, **values):
     return change(prompt, "S2VLongVideo", **values) if values else prompt
 
 
+def through(prompt, class_type, **inputs):
+    """The same graph with a node of the host's between the model and the video."""
+    inputs = {"model": prompt["video"]["inputs"]["model"], **inputs}
+    return {**change(prompt, "S2VLongVideo", model=[class_type, 0]),
+            class_type: {"class_type": class_type, "inputs": inputs}}  # fmt: skip
+
+
 def pictures(path):
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -63,6 +70,17 @@ def test_running_twice_computes_nothing_the_second_time(server):
     prompt = long_video(1.0, seed=11)
     server.run(prompt)
     assert server.computed(server.run(prompt)) <= {node(prompt, "SaveVideo")}
+
+
+def test_a_changed_value_of_a_guidance_node_makes_another_video(server):
+    """And the first value again gives the first video, without a clip being made."""
+    prompt = long_video(0.5, seed=12, cfg=4.0)
+    files = [server.files(server.run(through(prompt, "RescaleCFG", multiplier=m)))[0] for m in (0.0, 1.0, 0.0)]
+    one, other, again = (pictures(path) for path in files)
+    assert not np.array_equal(one, other) and np.array_equal(one, again)
+    made = [path.name for path in (server.base / "temp").glob("wan_s2v_*.mp4")]
+    assert rendered(server, through(prompt, "RescaleCFG", multiplier=1.0))[0] == []
+    assert [path.name for path in (server.base / "temp").glob("wan_s2v_*.mp4")] == made
 
 
 def test_a_later_end_renders_only_the_clips_that_are_missing(server):
@@ -166,8 +184,11 @@ def test_a_missing_model_file_says_where_it_comes_from_and_where_it_goes(server)
 
 
 def test_after_a_crash_another_server_goes_on(comfy, tmp_path):
+    """With a LoRA, and guidance that keeps numbers of the run that it is in."""
     furnish(tmp_path)
     prompt = long_video(seed=6, steps=6)
+    prompt = through(prompt, "LoraLoaderModelOnly", lora_name="bundled_lora.safetensors", strength_model=0.1)
+    prompt = through(prompt, "APG", eta=0.5, norm_threshold=5.0, momentum=-0.5)
     with Server(comfy, tmp_path) as first:
         first.submit(prompt)
         wait_for_clip(first, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -244,6 +245,87 @@ def test_a_fingerprint_sees_numbers_inside_anything_and_not_where_they_are_kept(
 
     assert digest(things(0.5)) == digest(things(0.5)) != digest(things(0.25))
     assert digest([torch.nn.Linear(2, 2)]) == digest([torch.nn.Linear(2, 2)]), "a model is looked at apart"
+
+
+def guidance(scale, eta=1.0):
+    """As the host's guidance nodes make it: a widget's value is in nothing but the function itself."""
+    average = None
+    seen = {}
+
+    def patch(args, weight=eta):
+        nonlocal average
+        average = args if average is None else scale * average + weight * args
+        seen["last"] = average
+        return average
+
+    return patch
+
+
+class Kept:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def patch(self, args):
+        return self.scale * args
+
+
+@pytest.mark.parametrize("made", [
+    guidance, lambda value: guidance(1.0, value), lambda value: partial(guidance(1.0), weight=value),
+    lambda value: Kept(value).patch, lambda value: partial(torch.add if value == 0.5 else torch.mul, 1.0),
+    lambda value: (lambda args: args + 0.5) if value == 0.5 else (lambda args: args + 0.25),
+    lambda value: [{"dit": {("double_block", 3): guidance(value)}}],
+    lambda value: torch.float16 if value == 0.5 else torch.bfloat16,
+])  # fmt: skip
+def test_a_fingerprint_sees_the_values_that_a_function_was_made_with(pack, made):
+    digest = part(pack, "nodes.run").digest
+    assert digest(made(0.5)) == digest(made(0.5)) != digest(made(0.25))
+
+
+def test_a_fingerprint_stays_when_a_function_keeps_numbers_of_a_run(pack):
+    digest, patch = part(pack, "nodes.run").digest, guidance(0.5)
+    before = digest([patch])
+    patch(3.0)
+    assert digest([patch]) == digest([guidance(0.5)]) == before
+
+
+def test_a_function_that_holds_itself_has_a_fingerprint(pack):
+    def again(scale):
+        def patch(args):
+            return patch(args - 1) if args else scale
+
+        return patch
+
+    digest = part(pack, "nodes.run").digest
+    assert digest(again(0.5)) == digest(again(0.5)) != digest(again(0.25))
+
+
+def test_the_order_of_a_set_is_not_in_a_fingerprint(pack):
+    """That of words, such as the keys that the host's LoRAs keep, changes with every start of a Python."""
+    digest = part(pack, "nodes.run").digest
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other) and digest(one) == digest(other) != digest({0, 16})
+
+
+def test_what_is_attached_to_a_model_in_any_way_is_in_its_identity(pack, monkeypatch):
+    run = part(pack, "nodes.run")
+    monkeypatch.setattr(run.models, "transformer_of", lambda model: torch.nn.Linear(2, 2, bias=False))
+    monkeypatch.setattr(run, "_first_numbers", lambda weights: [])
+
+    def identity(**attached):
+        plain = {"backup": {}, "patches": {}, "object_patches": {}, "wrappers": {}, "model_options": {}}
+        return run.model_identity(SimpleNamespace(**{**plain, **attached}))
+
+    def differently(value):
+        options = {"sampler_cfg_function": guidance(value)}
+        inside = {"transformer_options": {"patches_replace": {"dit": {("double_block", 1): guidance(value)}}}}
+        return [
+            identity(model_options=options), identity(model_options=inside),
+            identity(wrappers={"outer_sample": {"any": [guidance(value)]}}),
+            identity(object_patches={"latent_format": Kept(value)}),
+        ]  # fmt: skip
+
+    identities = [identity(), *differently(0.5), *differently(0.25)]
+    assert len(set(identities)) == len(identities) and differently(0.5) == identities[1:5]
 
 
 def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, tmp_path):
