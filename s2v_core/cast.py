@@ -229,7 +229,7 @@ def _heard(voices: list[Voice], stack: ExitStack) -> Path:
 
 
 def _mask(region: Box | Path | FaceNumber, picture: Image.Image, size: VideoSize) -> Tensor:
-    drawn = read_picture(region) if isinstance(region, Path) else region
+    drawn = read_picture(region, behind="black") if isinstance(region, Path) else region
     return region_mask(drawn, picture, size, name=_written(region))
 
 

@@ -195,7 +195,7 @@ def read_mask(path: Path, width: int, height: int) -> Mask:
     Raises: MediaError for a file that cannot be read, or whose shape is not the shot's.
     """
     if path.suffix.lower() in PICTURES:
-        mask = mask_pixels(read_picture(path), width, height, name=str(path))
+        mask = mask_pixels(read_picture(path, behind="black"), width, height, name=str(path))
         if not mask.any():
             raise MediaError(f"{path} is black all over: paint white what is to be made anew")
         return StillMask(mask)

@@ -16,11 +16,14 @@ MIN_SIDE = 32    # pixels; below this there is nothing to keep an identity from
 MAX_RATIO = 4.0  # long side to short side; beyond it a video of the picture's shape would be a strip
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_picture(path: Path, *, behind: str = "white") -> Image.Image:
     """An RGB picture, upright (EXIF), 8 bits a channel; the first frame where there are several.
 
-    What is transparent becomes white: cut-out portraits are made for light pages, and on black their hair and
-    shadows get a dark rim. Grey, palette, CMYK and 16-bit pictures are converted.
+    Grey, palette, CMYK and 16-bit pictures are converted.
+
+    Args:
+        behind: the colour that is seen through what is transparent. White suits portraits: cut-outs are made for light
+            pages, and on black their hair and shadows get a dark rim. A mask painted on a layer of its own wants black.
 
     Raises: MediaError for a file that is missing, no picture, damaged, huge, below 32 pixels, or longer than 4:1.
     """
@@ -32,7 +35,7 @@ def read_picture(path: Path) -> Image.Image:
         _check_size(path, *picture.size)
         try:
             picture.load()
-            return _on_white(_eight_bit(ImageOps.exif_transpose(picture)))
+            return _laid_on(behind, _eight_bit(ImageOps.exif_transpose(picture)))
         except Exception as error:  # Pillow's readers raise whatever the damage leads to
             raise MediaError(f"{path} is cut short or damaged ({error}); copy or export it again") from error
 
@@ -61,8 +64,8 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def _laid_on(colour: str, picture: Image.Image) -> Image.Image:
     if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
         return picture.convert("RGB")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    ground = Image.new("RGBA", picture.size, colour)
+    return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")

@@ -104,8 +104,9 @@ def test_a_region_is_in_pixels_or_fractions_of_the_picture_or_drawn(folder):
     drawn = np.zeros((64, 128, 3), np.uint8)
     drawn[:, :64] = 255
     Image.fromarray(drawn).save(folder / "left.png")
-    left, fractions, painted = masks(folder, "0:0:64:64", "0:0:0.5:1", "left.png")
-    assert left.shape == (8, 16) and torch.equal(left, fractions)
+    Image.fromarray(np.dstack([np.full_like(drawn, 255), drawn[..., 0]])).save(folder / "layer.png")   # on nothing
+    left, fractions, painted, layer = masks(folder, "0:0:64:64", "0:0:0.5:1", "left.png", "layer.png")
+    assert left.shape == (8, 16) and torch.equal(left, fractions) and torch.equal(layer, painted)
     torch.testing.assert_close(left, painted)
     assert left[:, :7].min() == 1 and left[:, 9:].max() == 0
 

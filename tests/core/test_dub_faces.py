@@ -140,6 +140,13 @@ def test_a_mask_picture_is_scaled_to_the_shot_and_says_where_the_face_is(tmp_pat
     assert bottom == 72 and (left + right) / 2 == 64 and right - left == pytest.approx(62.4) and top < 30
 
 
+def test_a_mask_painted_white_on_a_transparent_layer_is_what_is_painted(tmp_path):
+    layer = np.full((48, 64, 4), (255, 255, 255, 0), np.uint8)
+    layer[..., 3] = painted()
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    assert np.array_equal(read_mask(tmp_path / "layer.png", 64, 48).at(0, 0.0), painted() > 0)
+
+
 def test_a_mask_video_is_followed_by_time_and_ends_where_it_ends(tmp_path):
     frames = [np.roll(painted(), 4 * k, axis=1)[..., None].repeat(3, -1) for k in range(5)]
     frames[3] = np.zeros_like(frames[3])
