@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None, *, load: Loader | None = None) -> in
 
     Returns: the exit code.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):   # a name that the console cannot write is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # before torch loads: its idle threads spin, up to 3x the time
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = argparse.Namespace(debug="--debug" in words)

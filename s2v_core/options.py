@@ -24,6 +24,7 @@ ATTENTIONS = ("auto", "sdpa", "cudnn", "flash", "sage", "xformers")
 OFFLOADS = ("auto", "none", "model", "blocks")
 MATMULS = ("off", "fp8", "int8")
 VAE_DTYPES = ("fp32", "bf16")
+COLOR_MATCHES = ("off", "lab", "mkl")
 
 JOB = "job"          # of one video: may differ from line to line of a batch
 MODELS = "models"    # of the loaded models, which a whole batch shares
@@ -108,6 +109,8 @@ def size(name: str, value: object) -> VideoSize | int:
 
 def one_of(choices: Collection[str]) -> Parser:
     def parse(name: str, value: object) -> str:
+        if value is False and "off" in choices:   # YAML reads off as false
+            return "off"
         if value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
         return str(value)
@@ -276,7 +279,7 @@ OPTIONS: dict[str, Option] = {
         Option(name="first-window", group=SAMPLING, metavar="WHAT", parse=text,
                help="with --start-from-image, what was before its last moments: grey, as in the reference, or the "
                     "image all along (default: grey)"),
-        Option(name="match-colour", group=SAMPLING, metavar="HOW", parse=text,
+        Option(name="match-colour", group=SAMPLING, metavar="HOW", parse=one_of(COLOR_MATCHES),
                help="against drifting colours: each clip is given the picture's, by lab (lightness and two colour "
                     "axes) or mkl (red, green and blue together); or off (default: off)"),
         Option(name="model", group=MODEL, metavar="DIR", parse=file, scope=MODELS, field="folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from s2v_core.errors import CheckpointError, Interrupted, MediaError, OutputErro
 from s2v_core.geometry import VideoSize
 from s2v_core.ops.attention import KERNELS, make_attention
 from s2v_core.options import ATTENTIONS, DTYPES, OFFLOADS, OPTIONS
+from s2v_core.options import COLOR_MATCHES as OPTION_MATCHES
 from s2v_core.placement import DTYPES as PLACEMENT_DTYPES
 from s2v_core.placement import OFFLOADS as PLACEMENT_OFFLOADS
 from s2v_core.sampling.presets import LIP_SAFE
@@ -60,6 +62,12 @@ def test_the_options_reach_the_request_and_the_models(pipeline, capsys):
     assert (options.matmul, options.vae_dtype) == ("int8", "bf16")
     assert options.loras == ((Path("a.safetensors"), 0.5), (Path("b.safetensors"), 1.0))
     assert "84 frames in 2 clips" in err and out.startswith("talk.mp4: 84 frames, 3.50 s")
+
+
+def test_a_name_that_the_console_cannot_write_is_told_in_numbers_and_fails_nothing(pipeline, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    assert main([*JOB[:-1], "视频.mp4"], load=pipeline.load) == 0
+    assert sys.stdout.buffer.getvalue().startswith(rb"\u89c6\u9891.mp4: 84 frames")
 
 
 def test_options_left_out_are_the_requests_and_the_models_own_defaults(pipeline, capsys):
@@ -124,7 +132,7 @@ def test_quiet_leaves_only_the_result(pipeline, capsys):
         ([*JOB, "--pose-strength", "3"], "pose strength must be 0 (no pose) to 2, got 3"),
         ([*JOB, "--pose-steps", "0"], "a pose is followed for 1 denoising step or more, got 0"),
         ([*JOB, "--pose-start", "4", "--pose-end", "1"], "pose_end must come after pose_start (4 s), got 1"),
-        ([*JOB, "--match-colour", "hsv"], "match_colour must be one of off, lab, mkl; got 'hsv'"),
+        ([*JOB, "--match-colour", "hsv"], "match-colour must be one of off, lab, mkl; got 'hsv'"),
         ([*JOB, "--first-window", "image"], "first_window image is for videos that start from the image"),
         ([*JOB, "--output-fps", "12"], "output_fps must be above fps (16) and at most 120, got 12"),
         ([*JOB, "--pose-footage", "talk.mp4"], "output talk.mp4 would overwrite the pose-footage"),
@@ -211,6 +219,7 @@ def test_help_names_every_option_and_every_choice(capsys):
 def test_the_choices_are_the_ones_that_the_rooms_know():
     assert set(DTYPES) == {"auto", *PLACEMENT_DTYPES}
     assert set(OFFLOADS) == set(PLACEMENT_OFFLOADS)
+    assert OPTION_MATCHES == COLOR_MATCHES
     assert set(ATTENTIONS) == {"auto", "sdpa", *KERNELS}
     assert make_attention("auto") is make_attention("sdpa")
 

@@ -68,6 +68,20 @@ quiet: true
     assert options.loras == ((tmp_path / "soft.safetensors", 0.5), (tmp_path / "sharp.safetensors", 1.0))
 
 
+def test_off_in_a_yaml_file_needs_no_quotes(pipeline, capsys, tmp_path):
+    settings = write(tmp_path / "settings.yaml", """
+image: face.png
+audio: speech.wav
+output: talk.mp4
+match-colour: off
+matmul: off
+step-cache: off
+""")
+    assert run(pipeline, capsys, "--config", settings)[0] == 0
+    request, (options, _) = pipeline.made[0], pipeline.loads[0]
+    assert (request.match_colour, request.step_cache, options.matmul) == ("off", 0.0, "off")
+
+
 def test_every_option_may_stand_in_the_yaml_file(pipeline, capsys, tmp_path):
     values = {
         "image": "a.png", "audio": "a.wav", "output": "a.mp4", "prompt": "p", "negative-prompt": "n",
