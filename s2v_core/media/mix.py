@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
-import av
 import numpy as np
 
 from ..errors import OutputError

@@ -263,11 +263,11 @@ def require_writable(output: Path) -> None:
     """Find out before the work whether its result can be kept. Raises: OutputError."""
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name a file in it")
-    partial = _partial(output)
+    probe = output.with_name(f".{output.name}.{os.getpid()}.part")   # a job may be writing to `_partial(output)`
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        partial.unlink()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise _output_error(output, error) from error
 

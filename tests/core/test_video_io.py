@@ -238,12 +238,10 @@ def spoilt_flac(folder: Path) -> Path:
     with av.open(str(source)) as whole, av.open(str(folder / "spoilt.mka"), "w", format="matroska") as output:
         stream = output.add_stream_from_template(whole.streams.audio[0])
         for count, packet in enumerate(packet for packet in whole.demux(audio=0) if packet.size):
-            if count == 2:
-                bad = av.Packet(b"\xff" * 40)
-                bad.pts, bad.dts, bad.duration, bad.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
-                packet = bad
-            packet.stream = stream
-            output.mux(packet)
+            written = av.Packet(b"\xff" * 40 if count == 2 else bytes(packet))
+            written.pts, written.dts, written.time_base = packet.pts, packet.dts, packet.time_base
+            written.duration, written.stream = packet.duration, stream
+            output.mux(written)
     return folder / "spoilt.mka"
 
 
@@ -403,6 +401,16 @@ def test_asking_whether_a_place_can_be_written_leaves_it_as_it_was(tmp_path):
     for name in ("new.mp4", "old.mp4"):
         require_writable(tmp_path / name)
     assert files(tmp_path) == {"old.mp4"} and (tmp_path / "old.mp4").read_bytes() == b"old"
+
+
+def test_asking_whether_a_place_can_be_written_leaves_a_job_alone_that_is_writing_there(tmp_path):
+    def asked_while_written():
+        yield from pictures(3)
+        require_writable(tmp_path / "out.mp4")
+        yield from pictures(2)
+
+    write_segment(tmp_path / "out.mp4", asked_while_written(), fps=16)
+    assert probe_video(tmp_path / "out.mp4").num_frames == 5 and files(tmp_path) == {"out.mp4"}
 
 
 def test_a_stop_while_encoding_leaves_no_segment_and_comes_through(tmp_path):
