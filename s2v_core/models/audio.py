@@ -210,14 +210,14 @@ class AudioInjector(nn.Module):
         at_once = len(sounds) if torch.is_grad_enabled() else 1
         for first in range(0, len(sounds), at_once):
             some = sounds[first : first + at_once]
-            for sound, part in zip(some, self._residuals(i, whole, some), strict=True):
+            for sound, part in zip(some, self.residuals(i, whole, some), strict=True):
                 part = part[:, margins[0] : margins[0] + video.shape[1]]
                 part = part if sound.share is None else sound.share * part
                 total = part if total is None else total + part
         assert total is not None, "a clip has a sound, if only silence"
         return total
 
-    def _residuals(self, i: int, video: Tensor, sounds: Sequence[SoundContext]) -> Sequence[Tensor]:
+    def residuals(self, i: int, video: Tensor, sounds: Sequence[SoundContext]) -> Sequence[Tensor]:
         """Each sound's residual, of one call of the layer."""
         first, *others = (sound.layers[i] for sound in sounds)
         if not others:

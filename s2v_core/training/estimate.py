@@ -26,10 +26,13 @@ HEADROOM = 0.92        # of a card's memory that can be planned with: kernels, c
 FLOAT32 = 4
 MOMENT = {"fp32": FLOAT32, "8bit": 1 + FLOAT32 / 256}   # bytes; 8-bit moments have a scale for every 256
 
-# Tensors that a block keeps for its backward pass without checkpointing, per token, in units of its widths.
-BLOCK_WIDTHS = 22.5    # of dim: norms, modulated inputs, queries, keys, values, attention and its projections
-BLOCK_FFN_WIDTHS = 2   # of ffn_dim: before and after the GELU
-AUDIO_WIDTHS = 8       # of dim, per video token and audio layer: these layers are never checkpointed
+# What is kept for the backward pass without checkpointing, per token, in units of widths. What passes from block to
+# block is float32 whatever the blocks compute in, and so are norms and rotary positions.
+BLOCK_FLOATS = 12         # of dim, float32
+BLOCK_WIDTHS = 10.5       # of dim, in the dtype of the blocks: inputs of projections, queries, keys, values, attention
+BLOCK_FFN_WIDTHS = 2      # of ffn_dim, in that dtype: before and after the GELU
+AUDIO_FLOATS = 4          # of dim, float32, per video token and audio layer
+AUDIO_WIDTHS = 4          # of dim, in the dtype of the blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,16 +157,22 @@ def num_trained(transformer: WanS2VTransformer, config: TrainConfig) -> int:
 
 
 def kept_bytes(config: TrainConfig, model: TransformerConfig, tokens: TokenLayout, item: int) -> float:
-    """What a sample's forward pass leaves for the backward pass."""
-    audio = len(model.audio_inject_layers) * AUDIO_WIDTHS * model.dim * tokens.num_video * item
+    """What a sample's forward pass leaves for the backward pass.
+
+    Args:
+        item: bytes of a number in the dtype of the blocks.
+    """
+    num_audio = len(model.audio_inject_layers)
     if config.model.checkpoint_blocks:
-        return audio + model.num_layers * tokens.total * model.dim * item
-    return audio + model.num_layers * block_bytes(model, tokens.total, item)
+        return (model.num_layers + num_audio) * tokens.total * model.dim * FLOAT32
+    audio = tokens.num_video * model.dim * (AUDIO_FLOATS * FLOAT32 + AUDIO_WIDTHS * item)
+    return num_audio * audio + model.num_layers * block_bytes(model, tokens.total, item)
 
 
 def block_bytes(model: TransformerConfig, num_tokens: int, item: int) -> float:
-    """What one block keeps for its backward pass."""
-    return num_tokens * item * (BLOCK_WIDTHS * model.dim + BLOCK_FFN_WIDTHS * model.ffn_dim)
+    """What one block keeps for its backward pass; one whose weights do not learn keeps less."""
+    width = BLOCK_FLOATS * FLOAT32 + BLOCK_WIDTHS * item
+    return num_tokens * (width * model.dim + BLOCK_FFN_WIDTHS * item * model.ffn_dim)
 
 
 def _num_parameters(module: nn.Module) -> int:

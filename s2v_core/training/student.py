@@ -95,9 +95,10 @@ class Student(nn.Module):
 
 
 def checkpoint_blocks(model: WanS2VTransformer) -> None:
-    """Keep only a block's input for the backward pass, and compute the rest again there."""
+    """Keep only the inputs of blocks and audio layers for the backward pass, and compute the rest again there."""
     for block in model.blocks:
         block.forward = _checkpointed(block.forward)
+    model.audio_injector.residuals = _checkpointed(model.audio_injector.residuals)
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -103,7 +103,7 @@ def make_student(kind: str = "plain") -> Student:
         student.store_frozen(torch.bfloat16)
     student.choose_trained({"audio": "audio", "lora": "lora"}.get(kind, "all"))
     student.transformer.compute_dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    if kind == "checkpointed":
+    if kind in ("checkpointed", "audio", "lora"):
         checkpoint_blocks(student.transformer)
     return student
 
@@ -411,6 +411,7 @@ def everything(rank: int, size: int, ports: list[int], folder: Path) -> None:
     mixed = make_ranks(LAYOUTS[size][-1] if size == 2 else Layout(ring=2, ulysses=2), CPU)
     for kind in STUDENTS[1:]:
         found[str(mixed.layout), kind, 0] = gradients(mixed, kind, 0)
+    found[str(mixed.layout), "checkpointed", 1] = gradients(mixed, "checkpointed", 1)
     groups = make_ranks(Layout(data=2, ring=size // 2), CPU)
     found["run"] = run(groups, folder / f"run-{size}")
     found["full disk"] = full_disk(groups, folder / f"disk-{size}")

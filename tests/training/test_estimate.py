@@ -89,14 +89,15 @@ def test_what_is_said_names_every_part():
     assert found.samples_per_step == 2 * found.layout.data
 
 
-def kept(config, *, checkpointed):
+def kept(config, *, checkpointed, dtype):
     """Bytes that a real forward pass of a small model keeps, its weights not counted."""
     model = WanS2VTransformer(config)
     initialise(model, seed=0)
+    model.to(dtype).compute_dtype = dtype   # as FSDP gathers weights
     if checkpointed:
         checkpoint_blocks(model)
     clip = model.prepare_clip(
-        prompt=model.prepare_prompt(torch.randn(1, 4, config.text_dim)), num_latents=6,
+        prompt=model.prepare_prompt(torch.randn(1, 4, config.text_dim).to(dtype)), num_latents=6,
         reference_latent=torch.randn(1, 16, 1, 12, 16), motion_latents=torch.randn(1, 16, 19, 12, 16),
         audio_features=torch.randn(1, config.num_audio_layers, config.audio_dim, 24),
     )  # fmt: skip
@@ -115,12 +116,23 @@ def kept(config, *, checkpointed):
     return sum(storages.values()), clip.layout
 
 
+@pytest.mark.parametrize("dtype, item", [(torch.float32, 4), (torch.bfloat16, 2)])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_activations_are_what_a_real_model_keeps(checkpointed):
+def test_activations_are_what_a_real_model_keeps(checkpointed, dtype, item):
     few = TransformerConfig(dim=64, ffn_dim=192, num_heads=4, num_layers=2, text_dim=8, text_len=4, audio_dim=8,
                             num_audio_layers=2, audio_inject_layers=(0,))  # fmt: skip
-    many = replace(few, num_layers=6, audio_inject_layers=(0, 2, 3))
+    blocks, audio = replace(few, num_layers=6), replace(few, num_layers=6, audio_inject_layers=(0, 2, 3, 4))
     config = replace(FULL, model=replace(FULL.model, checkpoint_blocks=checkpointed))
-    (small, layout), (large, _) = (kept(model, checkpointed=checkpointed) for model in (few, many))
-    expected = kept_bytes(config, many, layout, 4) - kept_bytes(config, few, layout, 4)
-    assert large - small == pytest.approx(expected, rel=0.05)
+    (fewest, layout), (more, _), (most, _) = (
+        kept(model, checkpointed=checkpointed, dtype=dtype) for model in (few, blocks, audio)
+    )
+    expected = [kept_bytes(config, model, layout, item) for model in (few, blocks, audio)]
+    exact = 1e-9 if checkpointed else 0.06
+    assert more - fewest == pytest.approx(expected[1] - expected[0], rel=exact)
+    assert most - more == pytest.approx(expected[2] - expected[1], rel=exact)
+
+
+
+def test_with_checkpointing_one_float32_input_of_every_block_and_audio_layer_is_kept():
+    found = estimate()
+    assert found.parts["activations kept"] * found.layout.context == (40 + 12) * 44_544 * 5120 * 4
