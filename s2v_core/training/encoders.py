@@ -6,7 +6,7 @@ Knows model folders and devices; not videos or windows.
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from ..models.text_encoder import build_text_encoder
 from ..models.vae import WanVAE
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
+KEPT_PROMPTS = 256   # the newest: windows of one video share a prompt, and videos often do
 
 
 class ModelEncoders:
@@ -37,7 +38,7 @@ class ModelEncoders:
         self.files: ModelFiles = find_components(BUNDLED if folder is None else folder)
         self.device = device
         self.with_text = with_text
-        self.encode_prompt = lru_cache(maxsize=4096)(self._encode_prompt)
+        self._prompts: dict[str, Tensor] = {}   # no lru_cache of a method: it would keep all models until a collection
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         return self.codec.encode(frames.to(self.device)).cpu()
@@ -50,9 +51,14 @@ class ModelEncoders:
         paths = [self.files.vae, self.files.audio_encoder, *([self.files.text_encoder] if self.with_text else [])]
         return hashlib.sha256(b"".join(open_weights(path).summary() for path in paths)).hexdigest()[:32]
 
-    def _encode_prompt(self, prompt: str) -> Tensor:
-        max_tokens = self.files.config.transformer.text_len
-        return encode_prompt(self._text_encoder, self._tokenizer, prompt, max_tokens=max_tokens)[0].float().cpu()
+    def encode_prompt(self, prompt: str) -> Tensor:
+        if prompt not in self._prompts:
+            if len(self._prompts) == KEPT_PROMPTS:
+                del self._prompts[next(iter(self._prompts))]
+            max_tokens = self.files.config.transformer.text_len
+            embeds = encode_prompt(self._text_encoder, self._tokenizer, prompt, max_tokens=max_tokens)
+            self._prompts[prompt] = embeds[0].float().cpu()
+        return self._prompts[prompt]
 
     @cached_property
     def codec(self) -> WanVAE:

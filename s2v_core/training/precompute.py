@@ -28,6 +28,7 @@ from .windows import (
     Window,
     box_mask,
     fingerprint_of,
+    has_empty_prompt,
     read_entry,
     save_empty_prompt,
     save_window,
@@ -128,12 +129,19 @@ def precompute(items: list[FootageItem], encoders: Encoders, config: PrecomputeC
             log.info("%d of %d videos", index + 1, len(items))
     for group in waiting.values():
         counts["written"] += _write(group, encoders, identity, config)
-    if config.prompts == "encoded" and rank == 0:
-        save_empty_prompt(config.windows, encoders.encode_prompt(""))
+    if rank == 0:
+        write_empty_prompt(encoders, config)
     report = PrecomputeReport(written=counts["written"], kept=counts["kept"], skipped=dict(skipped))
     if not report.written and not report.kept and rank < len(items):
         raise ConfigError(f"not one of {len(items)} videos could be used: {report}")
     return report
+
+
+def write_empty_prompt(encoders: Encoders, config: PrecomputeConfig) -> None:
+    """Beside windows that hold embeds; one that is there is left alone, so that no text encoder is read for it."""
+    identity = encoders.identity()
+    if config.prompts == "encoded" and not has_empty_prompt(config.windows, model=identity):
+        save_empty_prompt(config.windows, encoders.encode_prompt(""), model=identity)
 
 
 def fault_of(name: str, error: Exception) -> str:

@@ -31,12 +31,11 @@ from .export import export_student
 from .footage import find_footage
 from .live import LiveWindows
 from .lora import export_lora
-from .precompute import find_windows
+from .precompute import find_windows, write_empty_prompt
 from .setup import build_student, model_config
 from .trackers import Trackers
 from .trainer import BatchSource, StepReport, Trainer
 from .validate import Validation
-from .windows import save_empty_prompt
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +81,8 @@ def open_windows(config: TrainConfig, *, device: torch.device, ranks: Ranks) -> 
     settings = config.precompute
     encoders = ModelEncoders(settings.model, device=device, with_text=settings.prompts == "encoded")
     windows = LiveWindows(find_footage(settings), encoders, settings, reader=encoders.files.config.transformer)
-    if ranks.is_main and settings.prompts == "encoded":
-        save_empty_prompt(settings.windows, encoders.encode_prompt(""))
+    if ranks.is_main:
+        write_empty_prompt(encoders, settings)
     ranks.wait()   # the others read it
     return windows
 

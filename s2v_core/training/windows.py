@@ -153,9 +153,22 @@ def batch_windows(windows: Sequence[Window]) -> Batch:
     return Batch(prompts=tuple(window.prompt for window in windows), **stacked)
 
 
-def save_empty_prompt(folder: Path, embeds: Tensor) -> None:
-    """The prompt that stands for none, [L, D], beside windows that hold embeds."""
-    _save(folder / f"{EMPTY_PROMPT}.embeds", {EMPTY_PROMPT: embeds.float().contiguous()})
+def save_empty_prompt(folder: Path, embeds: Tensor, *, model: str) -> None:
+    """The prompt that stands for none, [L, D], beside windows that hold embeds.
+
+    Args:
+        model: as of a window.
+    """
+    _save(folder / f"{EMPTY_PROMPT}.embeds", {EMPTY_PROMPT: embeds.float().contiguous()}, {"model": model})
+
+
+def has_empty_prompt(folder: Path, *, model: str) -> bool:
+    """Whether it is there and of this model; where that is not noted, it is not."""
+    try:
+        with safe_open(folder / f"{EMPTY_PROMPT}.embeds", "pt") as file:
+            return (file.metadata() or {}).get("model") == model
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_empty_prompt(folder: Path) -> Tensor:

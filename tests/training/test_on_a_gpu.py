@@ -29,7 +29,7 @@ MODELS = {
 @pytest.mark.parametrize("how", MODELS)
 def test_a_run_and_its_resumption_learn_what_a_cpu_learns(settings, tmp_path, how):
     if how == "lora":
-        save_empty_prompt(tmp_path / "windows", torch.ones(2, 12))
+        save_empty_prompt(tmp_path / "windows", torch.ones(2, 12), model="m")
         for seed in range(8):
             window = some_window(seed, motion=seed < 5)
             save_window(tmp_path / "windows" / f"{seed}.safetensors", window, fingerprint="f", model="m")

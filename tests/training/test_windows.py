@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tarfile
 import wave
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -20,7 +22,17 @@ from s2v_core.training.dataset import KeptWindows, WindowBatches
 from s2v_core.training.encoders import ModelEncoders
 from s2v_core.training.footage import find_footage, fit_tokens
 from s2v_core.training.precompute import choose_cuts, find_windows, precompute
-from s2v_core.training.windows import FIRST, Window, batch_windows, box_mask, load_window, read_entry, save_window
+from s2v_core.training.windows import (
+    FIRST,
+    Window,
+    batch_windows,
+    box_mask,
+    load_empty_prompt,
+    load_window,
+    read_entry,
+    save_empty_prompt,
+    save_window,
+)
 
 from .tiny import CONFIG as TINY
 
@@ -273,6 +285,43 @@ def test_a_second_run_writes_only_what_is_missing_or_was_made_otherwise(tmp_path
     assert second.stat().st_mtime_ns == kept
     assert all(torch.equal(t, load_window(first).tensors()[name]) for name, t in content.tensors().items())
     assert precompute(items, encoders, replace(config, warmup_frames=2)).written == 2
+
+
+def test_encoders_that_nobody_holds_any_more_are_gone_at_once():
+    gc.disable()   # a run makes no full collection for a long time
+    try:
+        encoders = ModelEncoders(None, device=torch.device("cpu"), with_text=True)
+        encoders.encode_prompt("a face")
+        encoders.encode_frames(torch.zeros(1, 3, 1, 64, 64))
+        encoders.hidden_states(torch.zeros(1, 16_000))
+        models = [weakref.ref(model) for model in (encoders._text_encoder, encoders.codec, encoders._sound_encoder)]
+        assert all(model() is not None for model in models)
+        del encoders
+        assert [model() for model in models] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_prompt_is_encoded_once_while_it_is_among_the_newest(monkeypatch):
+    monkeypatch.setattr("s2v_core.training.encoders.KEPT_PROMPTS", 2)
+    encoders = ModelEncoders(None, device=torch.device("cpu"), with_text=True)
+    first = encoders.encode_prompt("a")
+    encoders.encode_prompt("b")
+    assert encoders.encode_prompt("a") is first
+    encoders.encode_prompt("c")
+    assert encoders.encode_prompt("a") is not first and torch.equal(encoders.encode_prompt("a"), first)
+
+
+def test_no_text_encoder_is_read_where_all_windows_and_the_empty_prompt_are_there(tmp_path, encoders):
+    config = replace(CONFIG, windows=tmp_path, first_share=1.0, prompts="encoded")
+    precompute(find_footage(config), encoders, config)
+    expected = encoders.encode_prompt("")
+    assert torch.equal(load_empty_prompt(tmp_path)[0], expected)
+    fresh = ModelEncoders(None, device=torch.device("cpu"), with_text=True)
+    assert precompute(find_footage(config), fresh, config).kept == 2 and "_text_encoder" not in vars(fresh)
+    save_empty_prompt(tmp_path, expected + 1, model="another")
+    assert precompute(find_footage(config), fresh, config).kept == 2
+    assert torch.equal(load_empty_prompt(tmp_path)[0], expected), "another model's is written anew"
 
 
 def test_ranks_share_the_videos_out(tmp_path, encoders, monkeypatch):
