@@ -20,6 +20,7 @@ import torch
 from ..errors import ConfigError
 from ..parallel.ranks import joined, launched, make_ranks
 from ..placement import choose_device, device_of_process, free_memory
+from .checkpoint import checkpoints
 from .config import PrecomputeConfig, TrainConfig, read_train_config
 from .encoders import ModelEncoders
 from .estimate import GB, TrainingEstimate, estimate_training, sample_layout
@@ -27,7 +28,7 @@ from .faults import in_words
 from .footage import find_footage
 from .precompute import PrecomputeReport
 from .precompute import precompute as write_windows
-from .run import EXPORT, export, layout_of, make_trainer
+from .run import CHECKPOINTS, EXPORT, export, layout_of, make_trainer
 from .run import train as run_training
 from .setup import model_config
 from .trackers import check_trackers
@@ -35,6 +36,10 @@ from .trainer import StepReport
 
 log = logging.getLogger(__name__)
 
+HOW_TO_START = (
+    "set model: weights (such as Wan2.2-S2V-14B/diffusion_pytorch_model.safetensors.index.json), or let it follow the "
+    "stage before it (--config FIRST.yaml --stage THIS.yaml)"
+)
 BAR_WIDTH = 20
 DRY_RUN_GPUS = 8
 REPORT_EVERY = 30.0   # seconds between lines where there is no terminal
@@ -53,11 +58,14 @@ def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) 
     if arguments.dry_run:
         for config in stages:
             say(f"{config.name}\n{dry_run(config, num_gpus=arguments.gpus, gpu_bytes=arguments.gpu_memory * GB)}")
+            say(f"starts from {config.model.origin}{f': {HOW_TO_START}' if lacks_weights(config) else ''}")
             if not config.data.windows:
                 say("videos are encoded on the way: the encoders lie on every GPU too, unless precompute is run before")
         return 0
     rank, local_rank, num_processes = launched()
     for config in stages:
+        if lacks_weights(config):
+            raise ConfigError(f"{config.name} would train the 14B model from {config.model.origin}: {HOW_TO_START}")
         layout_of(config)
         check_trackers(config.run.trackers)
     device = choose_device(arguments.device)
@@ -104,6 +112,16 @@ def chained(stages: list[TrainConfig]) -> list[TrainConfig]:
             model = replace(model, text_weights=exported / "text_encoder.safetensors")
         joined.append(replace(config, model=model))
     return joined
+
+
+def lacks_weights(config: TrainConfig) -> bool:
+    """Whether the 14B model would be taught from random numbers, which nobody means.
+
+    A run of all its weights that has a checkpoint goes on from there, and needs no others.
+    """
+    source = config.model
+    resumes = source.trained == "all" and bool(checkpoints(config.run.output / CHECKPOINTS))
+    return source.weights is None and source.config is None and not resumes
 
 
 def dry_run(config: TrainConfig, *, num_gpus: int | None, gpu_bytes: float) -> TrainingEstimate:

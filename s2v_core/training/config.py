@@ -51,7 +51,7 @@ class ObjectiveConfig:
     sigma_mean: float = 0.0        # of the normal, before the logistic
     sigma_std: float = 1.0
     shift: float = 3.0             # after the draw, as at sampling; 1 leaves it
-    drop_prompt: float = 0.1       # the prompt becomes the negative prompt
+    drop_prompt: float = 0.1       # the prompt becomes the empty prompt
     drop_sound: float = 0.1        # the features become zeros
     drop_both: float = 0.05        # prompt and sound together: the other branch of guidance
     drop_reference: float = 0.0    # the reference latent becomes zeros
@@ -122,6 +122,11 @@ class ModelSource:
         _one_of(self, "compute_dtype", DTYPES)
         _one_of(self, "frozen_dtype", DTYPES)
         _at_least(self, 1, "lora_rank")
+
+    @property
+    def origin(self) -> str:
+        """Where the transformer's weights come from, in words."""
+        return "random numbers" if self.weights is None else str(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ Knows configs and weight files; not data, steps or outputs.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ from .lora import add_lora
 from .student import PromptEncoder, Student, checkpoint_blocks, compile_blocks
 from .windows import load_empty_prompt
 
+log = logging.getLogger(__name__)
+
 SHARED = ("blocks.", "patch_embedding.", "text_embedding.", "time_embedding.", "time_projection.", "head.")
 
 
@@ -44,6 +47,7 @@ def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | N
     Raises: ConfigError, CheckpointError.
     """
     source, settings = config.model, model_config(config)
+    log.info("%s starts from %s", config.name, source.origin)
     transformer = build_transformer(settings, source.weights, seed=config.run.seed)
     transformer.compute_dtype = DTYPES[source.compute_dtype]
     if source.text_encoder == "trained":

@@ -25,8 +25,8 @@ from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.models.text_encoder import build_text_encoder
 from s2v_core.train import main
 from s2v_core.training.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
-from s2v_core.training.command import TrainProgress, dry_run
-from s2v_core.training.config import TrainConfig, from_settings, read_train_config
+from s2v_core.training.command import TrainProgress, dry_run, lacks_weights
+from s2v_core.training.config import ModelSource, RunConfig, TrainConfig, from_settings, read_train_config
 from s2v_core.training.run import export, make_trainer, train
 from s2v_core.training.setup import build_prompts, build_transformer
 from s2v_core.training.trainer import StepReport
@@ -100,8 +100,8 @@ def test_settings_without_a_name_files_that_are_missing_and_text_that_is_no_yaml
 
 
 def test_every_shipped_recipe_can_be_read():
-    shipped = sorted((ROOT / "configs").rglob("transformer*.yaml")) + sorted((ROOT / "configs").glob("stage*.yaml"))
-    assert shipped
+    shipped = [*(ROOT / "configs").rglob("transformer*.yaml"), *(ROOT / "configs").glob("*.yaml")]
+    assert {"stage1-audio", "finetune", "lora"} <= {path.stem for path in shipped}
     for path in shipped:
         assert read_train_config(path).name
 
@@ -230,12 +230,11 @@ def test_windows_without_numbers_end_the_run_with_a_word(settings, tmp_path):
     [
         ("data", {"windows": ["nowhere"]}, "nowhere holds no windows; write them with precompute first"),
         ("model", {"text_encoder": "frozen"}, "has no prompt embeds of width 12; precompute again"),
-        ("model", {"config": None}, "is for another model: its audio_features are of 3 x 6"),
+        ("model", {"config": None, "weights": "w"}, "is for another model: its audio_features are of 3 x 6"),
+        ("model", {"config": None}, "tiny would train the 14B model from random numbers: set model: weights"),
     ],
 )
-def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, monkeypatch, caplog, part, changes, message):
-    if changes == {"config": None}:
-        monkeypatch.setattr("s2v_core.training.setup.build_transformer", lambda *_, **__: tiny_transformer())
+def test_what_a_run_lacks_is_said_in_one_sentence(settings, tmp_path, caplog, part, changes, message):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({**settings, part: {**settings[part], **changes}}))
     assert main(["--config", str(path), "--quiet"]) == 2
@@ -397,7 +396,7 @@ def test_a_run_without_windows_makes_its_own_first(settings, tmp_path):
 
 
 def test_a_lora_run_exports_a_lora_alone(settings, tmp_path):
-    save_empty_prompt(tmp_path / "windows", torch.ones(2, 12))
+    save_empty_prompt(tmp_path / "windows", torch.ones(2, 12), model="m")
     for seed in range(8):
         save_window(tmp_path / "windows" / f"{seed}.safetensors", some_window(seed, motion=seed < 5), fingerprint="f",
                     model="m")  # fmt: skip
@@ -414,16 +413,48 @@ def test_a_dry_run_says_what_every_shipped_stage_costs_and_needs_no_data(capsys,
     words = [word for path in others for word in ("--stage", path)]
     assert main(["--config", first, *words, "--dry-run"]) == 0
     assert caplog.text.count(": fits") == 4 and caplog.text.count("44,544 a sample") >= 1
+    assert "starts from Wan2.2-T2V-A14B/" in caplog.text and "random numbers" not in caplog.text
+    assert "starts from runs/stage1-audio/export/transformer.safetensors" in caplog.text
     assert main(["--config", first, "--dry-run", "--gpus", "1", "--gpu-memory", "24"]) == 0
     assert "does NOT fit" in caplog.text
 
 
-def test_the_layout_that_the_largest_stage_names_is_the_one_that_a_dry_run_finds():
-    config = read_train_config(ROOT / "configs/stage4-quality.yaml")
-    found, named = (dry_run(config, num_gpus=gpus, gpu_bytes=80e9) for gpus in (8, None))
+def test_a_dry_run_of_a_stage_alone_says_that_it_lacks_weights(caplog):
+    caplog.set_level("INFO")
+    assert main(["--config", str(ROOT / "configs/stage2-speech.yaml"), "--dry-run"]) == 0
+    assert "starts from random numbers: set model: weights (such as Wan2.2-S2V-14B/" in caplog.text
+
+
+def test_the_14b_goes_on_from_a_checkpoint_of_all_its_weights_without_others(tmp_path):
+    config = TrainConfig(name="x", run=RunConfig(output=tmp_path))
+    assert lacks_weights(config)
+    save_checkpoint(tmp_path / "checkpoints", 1, {"x": torch.ones(1)}, keep=1)
+    assert not lacks_weights(config) and lacks_weights(replace(config, model=ModelSource(trained="lora")))
+
+
+def test_a_run_says_which_weights_it_starts_from(settings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    make_trainer(config_of(settings), device=CPU)
+    save_file(tiny_transformer().state_dict(), tmp_path / "w.safetensors")
+    settings["model"]["weights"] = str(tmp_path / "w.safetensors")
+    make_trainer(config_of(settings), device=CPU)
+    assert "tiny starts from random numbers" in caplog.text and f"starts from {tmp_path}/w.safetensors" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["stage1-audio", "stage2-speech", "stage3-film", "stage4-quality", "finetune", "lora"])
+def test_the_layout_that_a_shipped_run_names_is_the_one_that_a_dry_run_finds(name):
+    config = read_train_config(ROOT / f"configs/{name}.yaml")
+    gpus = config.parallel.size
+    found, named = (dry_run(config, num_gpus=number, gpu_bytes=80e9) for number in (gpus, None))
     assert found == named and found.layout == config.parallel and found.fits
-    assert found.num_trained == found.num_parameters and found.tokens_per_sample == 44_544
-    assert dry_run(config, num_gpus=16, gpu_bytes=80e9).layout.size == 16
+    assert gpus == (1 if name == "lora" else 8)
+    assert (found.num_trained == found.num_parameters) == (name not in ("stage1-audio", "lora"))
+
+
+def test_the_largest_stage_is_the_papers_and_more_gpus_take_larger_layouts():
+    config = read_train_config(ROOT / "configs/stage4-quality.yaml")
+    found = dry_run(config, num_gpus=16, gpu_bytes=80e9)
+    assert found.layout.size == 16 and found.tokens_per_sample == 44_544
 
 
 def test_every_shipped_stage_can_be_watched():
