@@ -142,10 +142,16 @@ class Progress:
         self._bar.update_absolute(done, preview=preview)
 
 
-def preview_picture(model: ModelPatcher, denoised: Tensor) -> Image.Image | None:
-    """A quick look at latents in the model's space, as the host's samplers give it; None when previews are off."""
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-    return None if previewer is None else previewer.decode_latent_to_preview_image("JPEG", denoised)[1]
+class Previews:
+    """Quick looks at latents in the model's space, as the host's samplers give them."""
+
+    def __init__(self, model: ModelPatcher) -> None:
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def picture(self, denoised: Tensor) -> Image.Image | None:
+        """None when previews are off, or when a pack has put its own in their place and shows them itself."""
+        made = self._previewer and self._previewer.decode_latent_to_preview_image("JPEG", denoised)
+        return made[1] if made else None
 
 
 # ---- sampling --------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class RunProgress:
         node_id: str | None,
         images: Images | None = None,
     ) -> None:
-        self._model, self._steps = model, steps
+        self._previews, self._steps = host.Previews(model), steps
         self._bar = host.Progress(clips * steps, node_id)
         self._clip = finished
         self._picture: Image.Image | None = None
@@ -67,7 +67,7 @@ class RunProgress:
         self._bar.show(finished * steps)
 
     def denoised(self, latents: Tensor) -> None:
-        self._picture = host.preview_picture(self._model, latents)
+        self._picture = self._previews.picture(latents)
 
     def clip_started(self, plan: ClipPlan) -> None:
         pass

@@ -93,6 +93,16 @@ class CFGGuider:
         self.cfg = cfg
 
 
+class ProgressBar:
+    """Keeps what it was told."""
+
+    def __init__(self, total, node_id=None):
+        self.total, self.shown = total, []
+
+    def update_absolute(self, value, total=None, preview=None):
+        self.shown.append((value, preview))
+
+
 def attention(q, k, v, heads, transformer_options):
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -139,9 +149,9 @@ def fake_modules(root):
         },
         "comfy.sd": {"CLIP": object, "VAE": object},
         "comfy.supported_models": {"WAN22_S2V": type("HostConfig", (), {}), "models": []},
-        "comfy.utils": {},
+        "comfy.utils": {"ProgressBar": ProgressBar},
         "folder_paths": folder,
-        "latent_preview": {},
+        "latent_preview": {"get_previewer": lambda device, latent_format: None},
         "node_helpers": {"conditioning_set_values": conditioning_set_values},
         "comfy_api": {},
         "comfy_execution": {},

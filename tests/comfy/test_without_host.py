@@ -328,6 +328,33 @@ def test_what_is_attached_to_a_model_in_any_way_is_in_its_identity(pack, monkeyp
     assert len(set(identities)) == len(identities) and differently(0.5) == identities[1:5]
 
 
+class Previewer:
+    """Gives a picture, or shows it itself and gives nothing, as VideoHelperSuite's does."""
+
+    made = 0
+
+    def __init__(self, answer):
+        self.answer = answer
+        Previewer.made += 1
+
+    def decode_latent_to_preview_image(self, kind, latents):
+        return self.answer
+
+
+@pytest.mark.parametrize("answer, shown", [(("JPEG", "a picture", 512), "a picture"), (None, None)])
+def test_a_previewer_is_made_once_a_run_and_may_show_its_pictures_itself(pack, monkeypatch, answer, shown):
+    host, run = part(pack, "nodes.host"), part(pack, "nodes.run")
+    monkeypatch.setattr(host.latent_preview, "get_previewer", lambda device, latent_format: Previewer(answer))
+    monkeypatch.setattr(Previewer, "made", 0)
+    model = SimpleNamespace(load_device="cpu", model=SimpleNamespace(latent_format=None))
+    progress = run.RunProgress(model, clips=2, steps=3, finished=1, node_id=None)
+    for done in (1, 2, 3):
+        progress.denoised(torch.zeros(1, 16, 2, 8, 8))
+        progress.step(done, 3)
+    previews = [preview and preview[1] for _, preview in progress._bar._bar.shown]
+    assert previews == [None, shown, shown, shown] and Previewer.made == 1
+
+
 def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, tmp_path):
     node = part(pack, "nodes.loaders").LoadModel
     answer = node.validate_inputs("gone.gguf")
