@@ -87,6 +87,7 @@ def open_sound(path: str | Path) -> Sound:
         if first is None:
             raise MediaError(f"{path} has a sound track without a single sample; export it again")
         _check_layout(first, path)
+        end = Fraction(0)   # seconds, on the file's clock, which may begin late or leave gaps
         with _Recorder(str(path), first.sample_rate) as recorder:
             for frame in chain([first], frames):
                 if frame.sample_rate != recorder.rate:
@@ -95,7 +96,9 @@ def open_sound(path: str | Path) -> Sound:
                         "convert it to wav first"
                     )
                 recorder.add(_samples(frame, path))
-            return recorder.finish(_true_length(container, stream, recorder, path))
+                if frame.pts is not None:
+                    end = frame.pts * frame.time_base + Fraction(frame.samples, frame.sample_rate)
+            return recorder.finish(_true_length(container, stream, recorder, end, path))
 
 
 def sound_from_waveform(waveform: Tensor, sample_rate: int) -> Sound:
@@ -351,14 +354,18 @@ def _samples(frame: av.AudioFrame, path: Path) -> np.ndarray:
 
 
 def _true_length(
-    container: av.container.InputContainer, stream: av.AudioStream, recorder: _Recorder, path: Path
+    container: av.container.InputContainer, stream: av.AudioStream, recorder: _Recorder, end: Fraction, path: Path
 ) -> int:
-    """Samples of the sound proper, without the padding that fills a coder's last packet."""
+    """Samples of the sound proper, without the padding that fills a coder's last packet.
+
+    Args:
+        end: seconds, of the last sample on the file's clock.
+    """
     stated = _stated_seconds(container, stream)
     if stated is None:
         return recorder.num_source
     seconds = Fraction(recorder.num_source, recorder.rate)
-    if seconds < stated - max(Fraction(1, 2), stated / 100):
+    if max(seconds, end) < stated - max(Fraction(1, 2), stated / 100):
         raise MediaError(
             f"{path} is cut off: it says {float(stated):.1f} s and holds {float(seconds):.1f} s of sound; "
             "copy it again, or convert what still plays to wav"

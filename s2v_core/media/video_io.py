@@ -36,7 +36,8 @@ AAC_BIT_RATE = 192_000
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)   # Hz
 UNEVEN_TICK = Fraction(1, 90_000)   # seconds: what frames that do not come evenly are timed in
 PRIMING = Fraction(1, 10)      # seconds of sound before a cut that a decoder may need
-CLOCK_JUMP = Fraction(1, 20)   # seconds: more than any container rounds by
+CLOCK_JUMP = Fraction(1, 20)   # seconds back: more than any container rounds by
+MOST_DRIFT = Fraction(1, 50)   # seconds between a file's clock and its samples: less than an eye sees of lips
 # Sound that players accept inside an mp4, by its decoder: the lowest rate that the format allows, Hz.
 COPIED = {"aac": 0, "mp3": 16_000, "mp3float": 16_000, "ac3": 0, "eac3": 0, "alac": 0}
 MATRICES = {1: "ITU709", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M"}   # colour matrices by their number in a stream
@@ -211,9 +212,9 @@ def join_segments(
 ) -> None:
     """Put segments one behind the other, add the original sound, and write an mp4 that starts to play at once.
 
-    Nothing is encoded again but sound that an mp4 cannot carry (to AAC). Picture and sound both start at 0; the picture
-    lasts num_frames / fps exactly, and longer sound ends with it. The file appears complete or not at all, and the same
-    inputs give the same bytes.
+    Nothing is encoded again but sound that an mp4 cannot carry, or that has gaps on its clock (to AAC). Picture and
+    sound both start at 0; the picture lasts num_frames / fps exactly, and longer sound ends with it. The file appears
+    complete or not at all, and the same inputs give the same bytes.
 
     Args:
         segments: from `write_segment`, of one size and fps; in all num_frames frames.
@@ -390,7 +391,7 @@ def _sound_packets(
         sound = source.streams.best("audio")
         if sound is None:
             raise MediaError(f"{path} has no sound track; give a sound file, or a video with sound")
-        if sound.rate >= COPIED.get(sound.codec_context.name, math.inf):
+        if sound.rate >= COPIED.get(sound.codec_context.name, math.inf) and _runs_on(path):
             return _copied(path, container.add_stream_from_template(sound), start, end)
         rate = sound.rate if sound.rate in AAC_RATES else AAC_RATES[-1]
         layout = "mono" if sound.channels == 1 else "stereo"
@@ -398,10 +399,27 @@ def _sound_packets(
         return _encoded(path, stream, start, end)
 
 
+def _runs_on(path: Path) -> bool:
+    """Whether a file's samples come without gaps on its clock: else its packets would not play when they are heard.
+
+    A clock that starts again is no gap: joined recordings are copied one after the other.
+    """
+    began, heard = None, Fraction(0)   # seconds: the first sample on the file's clock; sound so far
+    for frame in sound_frames(path):
+        if frame.pts is not None:
+            at = frame.pts * frame.time_base - heard
+            if began is None or at - began < -CLOCK_JUMP:
+                began = at
+            if abs(at - began) > MOST_DRIFT:
+                return False
+        heard += Fraction(frame.samples, frame.sample_rate)
+    return True
+
+
 def _copied(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) -> Iterator[av.Packet]:
     """The file's own packets. Those that only prime the decoder keep their place before 0; players leave them out.
 
-    Where the file's clock jumps (joined recordings), the sound runs on, as it does when it is decoded.
+    Where the file's clock starts again (joined recordings), the sound runs on, as it does when it is decoded.
     """
     shift, due = -start - _first_sample(path), None   # seconds: added to the file's clock; when the next is due
     with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
@@ -409,7 +427,7 @@ def _copied(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) 
             if not packet.size:
                 continue
             shown = _time(packet, default=-shift) + shift
-            if due is not None and abs(shown - due) > CLOCK_JUMP:
+            if due is not None and shown - due < -CLOCK_JUMP:
                 shift, shown = shift + due - shown, due
             if shown >= end:
                 return

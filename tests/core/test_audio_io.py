@@ -105,6 +105,19 @@ def test_the_padding_of_an_aac_file_is_no_part_of_the_sound(tmp_path: Path) -> N
         assert sound.duration == 3 and sound.num_samples == 48_000
 
 
+@pytest.mark.parametrize(("name", "begins", "gap"), [("a.m4a", 0.0, 2.0), ("a.mka", 0.6, 0.0), ("a.mka", 0.0, 2.0)])
+def test_sound_that_begins_late_or_has_a_gap_is_whole(name: str, begins: float, gap: float, tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.m4a", tones(2.0, 44_100), 44_100, "aac")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w") as out:
+        stream = out.add_stream_from_template(source.streams.audio[0])
+        for packet in (packet for packet in source.demux(audio=0) if packet.size):
+            packet.pts = packet.dts = packet.pts + round(44_100 * (begins + gap * (packet.pts > 44_100)))
+            packet.stream = stream
+            out.mux(packet)
+    with open_sound(tmp_path / name) as sound:
+        assert float(sound.duration) == pytest.approx(2.0, abs=0.05)
+
+
 def test_sound_in_memory_is_the_same_as_in_a_file(tmp_path: Path) -> None:
     samples = tones(2.0, 44_100, 2)
     with (

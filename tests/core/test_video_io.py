@@ -265,6 +265,33 @@ def test_sound_that_can_be_opened_can_be_joined_and_is_heard_as_the_model_hears_
         assert abs(int(np.abs(heard.read(0, num)).argmax()) - int(np.abs(joined.read(0, num)).argmax())) <= 16
 
 
+def gap_in_mp4(seconds: float) -> float:
+    return 0.4 if seconds >= 0.3 else 0.0
+
+
+def small_gaps_in_matroska(seconds: float) -> float:
+    return 0.04 * int(seconds / 0.1)
+
+
+@pytest.mark.parametrize(("container", "later"), [("mp4", gap_in_mp4), ("matroska", small_gaps_in_matroska)])
+def test_sound_with_gaps_on_its_clock_plays_when_the_model_hears_it(segments, tmp_path, container, later):
+    whole = write_sound(tmp_path / "whole.m4a", "aac", "mp4", click())
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "gaps"), "w", format=container) as output:
+        stream = output.add_stream_from_template(source.streams.audio[0])
+        for packet in (packet for packet in source.demux(audio=0) if packet.size):
+            packet.pts = packet.dts = packet.pts + round(later(float(packet.pts * packet.time_base)) * RATE)
+            packet.stream = stream
+            output.mux(packet)
+    join_segments(segments, tmp_path / "out.mp4", audio=tmp_path / "gaps", fps=16, num_frames=sum(LENGTHS))
+    with av.open(str(tmp_path / "out.mp4")) as result:
+        frames = list(result.decode(audio=0))
+    loudest = max(frames, key=lambda frame: np.abs(frame.to_ndarray()).max())
+    played = loudest.time + np.abs(loudest.to_ndarray()[0]).argmax() / RATE
+    with open_sound(tmp_path / "gaps") as sound:
+        heard = np.abs(sound.read(0, sound.num_samples)).argmax() / 16_000
+    assert heard == pytest.approx(0.5, abs=0.03) and played == pytest.approx(heard, abs=2e-3)
+
+
 @pytest.mark.parametrize(("codec", "container"), [("aac", "mp4"), ("pcm_s16le", "wav")])
 def test_longer_sound_ends_with_the_picture(segments, tmp_path, codec, container):
     source = write_sound(tmp_path / "sound", codec, container, click(seconds=4))
