@@ -127,9 +127,12 @@ def test_two_speakers_with_a_guidance_of_their_own_are_those_of_a_cpu(written, t
     assert np.abs(on_gpu - on_cpu).mean() < CLOSE
 
 
-def test_a_video_after_poses_is_the_one_that_a_cpu_makes(written, tmp_path):
+def test_a_video_with_poses_and_every_shortcut_is_the_one_that_a_cpu_makes(written, tmp_path):
     write_video(tmp_path / "pose.mp4", noise_pictures(20), 16)
-    on_cpu, on_gpu = both(tmp_path, written, "none", pose_video=tmp_path / "pose.mp4", pose_strength=0.5)
+    on_cpu, on_gpu = both(
+        tmp_path, written, "none", pose_video=tmp_path / "pose.mp4", pose_strength=0.5, pose_steps=2, steps=3, apg=True,
+        start_from_image=True, first_window="image", continuity="carry", guidance_interval=(0.3, 1.0), step_cache=0.05,
+    )  # fmt: skip
     assert np.abs(on_gpu - on_cpu).mean() < CLOSE
 
 
