@@ -111,7 +111,8 @@ class DecodeClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, latent: dict, clip: object, vae: object) -> io.NodeOutput:
-        from .job import decode, to_image
+        from .job import decode
+        from .pictures import to_image
 
         frames, motion = decode(clip, latent["samples"], vae)
         return io.NodeOutput(to_image(frames), motion)
@@ -178,7 +179,8 @@ class SampleClip(io.ComfyNode):
         pose_steps: int = 0,
         pose_skip: float = 0.0,
     ) -> io.NodeOutput:
-        from .job import Job, pose_control, to_image
+        from .job import Job, pose_control
+        from .pictures import to_image
         from .model import default_area
         from .run import sample_clip
         from .sampling import Sampling

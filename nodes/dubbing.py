@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from ..s2v_core.config import FEATURE_VIDEO_RATE
@@ -30,6 +28,7 @@ from ..s2v_core.video.take import Take
 from . import host
 from .codec import HostCodec, codec_of
 from .job import prompt_embeds, video_path
+from .pictures import mask_pictures
 from .run import FOLDER, RunProgress, digest, model_identity
 from .sampling import HostDenoiser, Sampling
 from .sound import DrivingSound
@@ -62,7 +61,7 @@ def dub_video(
 
     Args:
         request: all but the models: its sound and its output are decided here.
-        mask: the host's MASK [B, H, W] in 0..1, one for all frames or one a frame; None: the lower face.
+        mask: the host's MASK in 0..1, one for all frames or one a frame; None: the lower face.
         side: pixels of the square that the model draws; 0: the model's area.
 
     Raises: S2VError.
@@ -108,8 +107,7 @@ def _where(request: DubRequest, mask: Tensor | None) -> tuple[Faces, Region]:
 
 
 def _mask_of(mask: Tensor, width: int, height: int) -> Mask:
-    levels = (mask.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    fitted = [mask_pixels(Image.fromarray(level), width, height, name="the mask input") for level in levels]
+    fitted = [mask_pixels(picture, width, height, name="the mask input") for picture in mask_pictures(mask)]
     if not any(each.any() for each in fitted):
         raise MediaError("the mask input is black all over: paint white what is to be made anew")
     return StillMask(fitted[0]) if len(fitted) == 1 else MaskFrames(np.stack(fitted))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..s2v_core.cast import Cast
 from ..s2v_core.conditioning.image import fit_picture
 from ..s2v_core.conditioning.pose import PoseVideo
-from ..s2v_core.errors import ConfigError, MediaError, ShapeError
+from ..s2v_core.errors import ConfigError, ShapeError
 from ..s2v_core.geometry import VideoSize, fit_size
 from ..s2v_core.media.video_io import probe_video, read_timed_frames
 from ..s2v_core.request import with_first_window
@@ -29,6 +29,7 @@ from ..s2v_core.video.storyboard import Scene, Script, direct, place_scenes, uns
 from ..s2v_core.video.timeline import plan_clips
 from . import host
 from .codec import HostCodec, codec_of
+from .pictures import picture_of
 from .sound import DrivingSound
 
 
@@ -235,19 +236,6 @@ def decode(clip: Clip, samples: Tensor, vae: host.VAE) -> tuple[Tensor, Motion]:
 
 def prompt_embeds(conditioning: list) -> Tensor:
     return conditioning[0][0]
-
-
-def picture_of(image: Tensor) -> Image.Image:
-    """The first picture of a host IMAGE. Raises: MediaError when there is none."""
-    if not image.shape[0]:
-        raise MediaError("the image input holds no picture; connect one to it")
-    pixels = (image[0, ..., :3].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return Image.fromarray(pixels)
-
-
-def to_image(frames: Tensor) -> Tensor:
-    """[1, 3, F, H, W] in [-1, 1] -> the host's IMAGE, [F, H, W, 3] in 0..1."""
-    return frames[0].permute(1, 2, 3, 0).add(1).div(2).clamp(0, 1).contiguous()
 
 
 def video_size(picture: Image.Image, width: int, height: int, area: int) -> VideoSize:

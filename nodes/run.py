@@ -28,7 +28,8 @@ from ..s2v_core.video.generate import Past, decode_again, generate_clips
 from ..s2v_core.video.take import Take
 from . import host
 from . import model as models
-from .job import Job, Motion, to_image
+from .job import Job, Motion
+from .pictures import to_image
 from .sampling import HostDenoiser, Sampling
 from .sound import DrivingSound
 from .waveform import write_wav

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from ..s2v_core.media.mix import PlacedSound, mix_sounds
 from ..s2v_core.speakers import Box, FaceNumber, Speaker, Turn, check_speakers, parse_turns, turns_text
 from ..s2v_core.who_speaks import find_turns
 from . import host
+from .pictures import mask_pictures
 from .waveform import Waveform, read_wav, waveform_of, write_wav
 
 NAME = Path("voice")   # in memory, of no file
@@ -102,13 +102,13 @@ def share_out(people: Sequence[Spoken], text: str) -> tuple[Spoken, ...]:
 
 
 def _drawn(mask: Tensor | None) -> Image.Image | None:
-    """The first of a host's MASK [B, H, W] in 0..1."""
+    """The first of a host's MASK."""
     if mask is None:
         return None
-    level = (mask[0].detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    if not level.any():
+    picture = mask_pictures(mask)[0]
+    if picture.getbbox() is None:
         raise MediaError("the mask input of a speaker is black all over: paint white where the speaker is")
-    return Image.fromarray(level)
+    return picture
 
 
 def check_driven(spoken: Sequence[Spoken], driving_audio: dict[str, object] | None, is_isolated: bool) -> None:

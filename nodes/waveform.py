@@ -63,11 +63,16 @@ class Waveform:
         return {"waveform": self.samples[None], "sample_rate": self.sample_rate}
 
 
-def waveform_of(audio: dict[str, object]) -> Waveform:
+def waveform_of(audio: dict[str, object] | None) -> Waveform:
     """The first sound of a host AUDIO; whole numbers, as some decoders give, become fractions of full scale.
+
+    Args:
+        audio: None is what the host's Get Video Components gives for a silent video.
 
     Raises: MediaError for an input that holds no sound.
     """
+    if audio is None:
+        raise MediaError("the audio input holds no sound: the video that it comes from is silent; connect a sound")
     samples = audio["waveform"][0].detach().cpu()
     if samples.ndim != 2 or not samples.numel():
         raise MediaError(f"the audio input holds no sound: its waveform is {list(audio['waveform'].shape)}")

@@ -237,6 +237,35 @@ def test_whole_number_samples_become_fractions_of_full_scale(pack):
     assert sound.waveform_of({"waveform": waveform, "sample_rate": 8000}).samples.tolist() == [[-1.0, 0.0, 0.5]]
 
 
+def test_a_silent_video_that_gives_no_sound_is_named(pack):
+    with pytest.raises(part(pack, "s2v_core.errors").MediaError, match="the video that it comes from is silent"):
+        part(pack, "nodes.waveform").waveform_of(None)
+
+
+def test_a_grey_image_is_a_picture_too_and_what_is_beyond_colour_is_left_out(pack):
+    picture_of, grey = part(pack, "nodes.pictures").picture_of, torch.rand(2, 4, 6, 1)
+    expected = np.asarray(picture_of(grey.expand(-1, -1, -1, 3)))
+    assert np.array_equal(np.asarray(picture_of(grey)), expected) and expected.shape == (4, 6, 3)
+    assert np.array_equal(np.asarray(picture_of(torch.cat([grey.expand(-1, -1, -1, 3), 1 - grey], dim=-1))), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (1, 1, 4, 6), (1, 4, 6, 1)])
+def test_a_mask_is_read_in_every_shape_that_nodes_give(pack, shape):
+    mask = torch.zeros(4, 6)
+    mask[:, 3:] = 1
+    (picture,) = part(pack, "nodes.pictures").mask_pictures(mask.view(shape))
+    drawn = part(pack, "nodes.voices").stand("Ann", mask.view(shape), (0.0, 0.0, 1.0, 1.0)).mask
+    dubbed = part(pack, "nodes.dubbing")._mask_of(mask.view(shape), 6, 4).at(0, 0.0)
+    assert np.array_equal(np.asarray(picture), 255 * mask) and drawn.tobytes() == picture.tobytes()
+    assert np.array_equal(dubbed, mask.bool())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (6,), (0, 4, 6)])
+def test_what_is_no_mask_is_refused_with_its_shape(pack, shape):
+    with pytest.raises(Exception, match=rf"the mask input is \[{', '.join(map(str, shape))}\]"):
+        part(pack, "nodes.pictures").mask_pictures(torch.ones(shape))
+
+
 def test_a_fingerprint_sees_numbers_inside_anything_and_not_where_they_are_kept(pack):
     digest = part(pack, "nodes.run").digest
 
@@ -366,7 +395,7 @@ def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, tmp_p
 
 def test_a_size_is_both_sides_or_none(pack):
     job = part(pack, "nodes.job")
-    picture = job.picture_of(torch.rand(1, 90, 160, 3))
+    picture = part(pack, "nodes.pictures").picture_of(torch.rand(1, 90, 160, 3))
     size = job.video_size(picture, 0, 0, 832 * 480)
     assert size.width > size.height and size.width * size.height <= 832 * 480
     assert str(job.video_size(picture, 96, 64, 128 * 128)) == "96x64"
