@@ -17,7 +17,7 @@ from typing import TextIO
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, S2VError
 from ..parallel.ranks import joined, launched, make_ranks
 from ..placement import choose_device, device_of_process, free_memory
 from .checkpoint import checkpoints
@@ -62,21 +62,28 @@ def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) 
             if not config.data.windows:
                 say("videos are encoded on the way: the encoders lie on every GPU too, unless precompute is run before")
         return 0
-    rank, local_rank, num_processes = launched()
+    rank = launched()[0]
     for config in stages:
         if lacks_weights(config):
             raise ConfigError(f"{config.name} would train the 14B model from {config.model.origin}: {HOW_TO_START}")
         layout_of(config)
         check_trackers(config.run.trackers)
-    device = choose_device(arguments.device)
-    if num_processes > 1:
-        device = device_of_process(device, local_rank)
+    device = own_device(arguments.device)
     with joined(device):
         for config in stages:
             told = _run_stage(config, arguments, device, is_quiet=arguments.quiet or rank > 0)
             if rank == 0:
                 say(f"{config.name}: {told}")
     return 0
+
+
+def own_device(name: str) -> torch.device:
+    """The named device, or the best one; of several processes, each one's own.
+
+    Raises: ConfigError.
+    """
+    device, (_, local_rank, num_processes) = choose_device(name), launched()
+    return device_of_process(device, local_rank) if num_processes > 1 else device
 
 
 def _run_stage(config: TrainConfig, arguments: argparse.Namespace, device: torch.device, *, is_quiet: bool) -> str:
@@ -86,7 +93,7 @@ def _run_stage(config: TrainConfig, arguments: argparse.Namespace, device: torch
         trainer = make_trainer(config, device=device, ranks=ranks)
         return f"step {trainer.step} exported: {', '.join(map(str, export(trainer, config)))}"
     progress = TrainProgress(sys.stderr, device=device, is_quiet=is_quiet)
-    config = _with_validation(config, device)
+    config = with_validation(config, device)
     ranks.wait()   # until the others have written their shares
     result = run_training(config, device=device, progress=progress, ranks=ranks)
     return f"{result.steps} steps done; weights in {', '.join(map(str, result.exported))}"
@@ -137,7 +144,7 @@ def dry_run(config: TrainConfig, *, num_gpus: int | None, gpu_bytes: float) -> T
     return estimate_training(config, model, sample_layout(config, model), num_gpus=num_gpus, gpu_bytes=gpu_bytes)
 
 
-def _with_validation(config: TrainConfig, device: torch.device) -> TrainConfig:
+def with_validation(config: TrainConfig, device: torch.device) -> TrainConfig:
     """A run that has something to measure and names no windows of it writes them first.
 
     Raises: ConfigError when they would lie among those that it learns from.
@@ -147,7 +154,13 @@ def _with_validation(config: TrainConfig, device: torch.device) -> TrainConfig:
         return config
     if settings.windows in (config.data.windows or (config.precompute.windows,)):
         raise ConfigError(f"precompute_validation: windows needs a folder of its own, not {settings.windows}")
-    log.info("%s: %s", settings.windows, _write(settings, device))
+    rank, _, num_processes = launched()
+    try:
+        log.info("%s: %s", settings.windows, _write(settings, device))
+    except S2VError as error:
+        if rank:   # the first one's are said at the end; here each process has videos, and faults, of its own
+            log.error("process %d of %d stopped: %s", rank + 1, num_processes, error)
+        raise
     return replace(config, data=replace(config.data, validation=(settings.windows,)))
 
 
@@ -158,13 +171,17 @@ def _write(settings: PrecomputeConfig, device: torch.device) -> PrecomputeReport
 
 @in_words()
 def precompute(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) -> int:
-    """Write a run's windows.
+    """Write a run's windows; of several processes, each those of its share of the videos.
 
     Raises: S2VError.
     """
+    if arguments.quiet:
+        logging.getLogger("s2v_core").setLevel(logging.WARNING)
     config: TrainConfig = read_train_config(Path(arguments.config))
     settings = config.precompute_validation if arguments.validation else config.precompute
-    say(f"{settings.windows}: {_write(settings, choose_device(arguments.device))}")
+    rank, _, num_processes = launched()
+    share = f"process {rank + 1} of {num_processes}: " if num_processes > 1 else ""
+    say(f"{settings.windows}: {share}{_write(settings, own_device(arguments.device))}")
     return 0
 
 

@@ -84,7 +84,10 @@ class WindowBatches:
         for kind, share in shares.items():
             if share > 0 and not self._forms[kind]:
                 what = "first clips" if kind == FIRST else "clips with a past"
-                raise ConfigError(f"first_clip {first_clip:g} asks for {what}, and there are none among the windows")
+                raise ConfigError(
+                    f"first_clip {first_clip:g} asks for {what}, and there are none among the windows; "
+                    f"set data: first_clip: {0 if kind == FIRST else 1}"
+                )
         self.num_windows = len(entries)
         self._order = lru_cache(maxsize=4)(self._shuffled)
 

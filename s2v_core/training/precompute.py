@@ -106,7 +106,8 @@ def precompute(items: list[FootageItem], encoders: Encoders, config: PrecomputeC
 
     A launcher's RANK and WORLD_SIZE share the videos out.
 
-    Raises: OutputError when a window cannot be written; a video's own faults are logged and counted.
+    Raises: OutputError when a window cannot be written; a video's own faults are logged and counted. ConfigError when
+        not one could be used; of several ranks' shares one may hold broken videos alone.
     """
     identity = encoders.identity()
     rank, _, ranks = launched()
@@ -132,7 +133,7 @@ def precompute(items: list[FootageItem], encoders: Encoders, config: PrecomputeC
     if rank == 0:
         write_empty_prompt(encoders, config)
     report = PrecomputeReport(written=counts["written"], kept=counts["kept"], skipped=dict(skipped))
-    if not report.written and not report.kept and rank < len(items):
+    if not report.written and not report.kept and ranks == 1:
         raise ConfigError(f"not one of {len(items)} videos could be used: {report}")
     return report
 

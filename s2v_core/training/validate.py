@@ -20,6 +20,7 @@ from .samples import Samples
 from .setup import model_config
 from .student import Student
 from .trainer import BatchSource, Trainer
+from .windows import FIRST
 
 SIGMAS = (0.2, 0.5, 0.8, 0.95)
 SAMPLES = "samples"
@@ -41,10 +42,11 @@ class Validation:
         if not config.data.validation and not run.validate_clips:
             raise ConfigError("validate_every needs windows to measure (data: validation) or clips (validate_clips)")
         if config.data.validation:
+            windows = KeptWindows(find_windows(config.data.validation))
             self._windows = WindowBatches(
-                KeptWindows(find_windows(config.data.validation)),
+                windows,
                 batch_size=config.data.batch_size,
-                first_clip=config.data.first_clip,
+                first_clip=_share_of_first(windows, config.data.first_clip),
                 seed=0,
             )
         if run.validate_clips:
@@ -74,6 +76,12 @@ class Validation:
                 with gathered_rest(student):
                     found["samples"] = self._samples.make(student, path if trainer.ranks.is_main else None)
         return {name: scores for name, scores in found.items() if scores}
+
+
+def _share_of_first(windows: KeptWindows, wanted: float) -> float:
+    """As in training where there are both kinds of windows; few videos may give one alone."""
+    kinds = {entry.kind for entry in windows.entries}
+    return float(kinds == {FIRST}) if len(kinds) == 1 else wanted
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import random
 import signal
@@ -19,17 +20,20 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from s2v_core.checkpoints.loading import load_model
+from s2v_core.cli import main as command
 from s2v_core.config import WAN_S2V_14B, ModelConfig
 from s2v_core.errors import CheckpointError, ConfigError, Interrupted, OutputError
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.models.text_encoder import build_text_encoder
 from s2v_core.train import main
 from s2v_core.training.checkpoint import checkpoints, load_checkpoint, load_newest, save_checkpoint
-from s2v_core.training.command import TrainProgress, dry_run, lacks_weights
+from s2v_core.training.command import TrainProgress, dry_run, lacks_weights, with_validation
 from s2v_core.training.config import ModelSource, RunConfig, TrainConfig, from_settings, read_train_config
+from s2v_core.training.precompute import PrecomputeReport
 from s2v_core.training.run import export, make_trainer, train
 from s2v_core.training.setup import build_prompts, build_transformer
 from s2v_core.training.trainer import StepReport
+from s2v_core.training.validate import Validation
 from s2v_core.training.windows import load_empty_prompt, save_empty_prompt, save_window
 
 from .test_windows import some_window
@@ -383,6 +387,80 @@ def test_stages_that_cannot_follow_each_other_are_refused(settings, tmp_path, ca
     first = written(tmp_path, settings, "first", run={"output": "same"})
     assert main(["--config", first, "--stage", written(tmp_path, settings, "second", **changes), "--quiet"]) == 2
     assert message in caplog.text
+
+
+@pytest.mark.parametrize("motion, share", [(False, 1.0), (True, 0.0)])
+def test_validation_measures_the_kind_of_windows_that_there_is(settings, tmp_path, motion, share):
+    window = replace(some_window(0, motion=motion), prompt_embeds=None)
+    save_window(tmp_path / "few/0.safetensors", window, fingerprint="f", model="m")
+    settings["data"]["validation"] = [str(tmp_path / "few")]
+    config = config_of(settings, validate_every=1, validation_batches=2)
+    assert config.data.first_clip == 0.3
+    losses = Validation(config, device=CPU).measure(make_trainer(config, device=CPU))["validation"]
+    settings["data"]["first_clip"] = share
+    same = config_of(settings, validate_every=1, validation_batches=2)
+    assert losses == Validation(same, device=CPU).measure(make_trainer(same, device=CPU))["validation"]
+
+
+def precompute_of(tmp_path, **changes):
+    """A file of settings, and the words that have its windows written."""
+    drawn = {"source": "synthetic", "num_videos": 100, "video_frames": 16, "clip_frames": 8, "first_share": 1.0,
+             "prompts": "text", "windows": str(tmp_path / "w"), **changes}  # fmt: skip
+    path = tmp_path / "drawn.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "precompute": drawn}))
+    return ["precompute", "--config", str(path)]
+
+
+def test_every_process_of_a_precompute_has_a_gpu_of_its_own_and_says_which_share_it_wrote(
+    tmp_path, monkeypatch, capsys
+):
+    used = []
+
+    def written(settings, device):
+        used.append(device)
+        return PrecomputeReport(written=1, kept=0, skipped={})
+
+    monkeypatch.setattr("s2v_core.training.command._write", written)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    words = precompute_of(tmp_path)
+    assert command([*words, "--device", "cuda"]) == 0
+    for rank in ("0", "1"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert command([*words, "--device", "cuda"]) == 0
+    assert [str(device) for device in used] == ["cuda", "cuda:0", "cuda:1"]
+    told = [line.split("w: ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    report = "1 windows written, 0 were there"
+    assert told == [report, f"process 1 of 2: {report}", f"process 2 of 2: {report}"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_quiet_precompute_says_only_what_it_did(tmp_path, monkeypatch, caplog, capsys, quiet):
+    def written(settings, device):
+        logging.getLogger("s2v_core.training.precompute").info("50 of 100 videos")
+        return PrecomputeReport(written=100, kept=0, skipped={})
+
+    monkeypatch.setattr("s2v_core.training.command._write", written)
+    caplog.set_level("INFO")
+    try:
+        assert command([*precompute_of(tmp_path), "--device", "cpu", *(["--quiet"] if quiet else [])]) == 0
+    finally:
+        logging.getLogger("s2v_core").setLevel(logging.NOTSET)
+    assert ("50 of 100 videos" in caplog.text) != quiet and "100 windows written" in capsys.readouterr().out
+
+
+def test_a_process_whose_own_share_of_the_validation_fails_says_why(settings, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    settings["precompute_validation"] = {"source": "synthetic", "num_videos": 2, "video_frames": 16, "clip_frames": 8,
+                                         "prompts": "text", "windows": str(tmp_path / "file/w")}  # fmt: skip
+    settings["data"]["validation"] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(OutputError):
+        with_validation(config_of(settings, validate_every=1), CPU)
+    assert "process 2 of 2 stopped: the window" in caplog.text
 
 
 def test_a_run_without_windows_makes_its_own_first(settings, tmp_path):

@@ -333,6 +333,24 @@ def test_ranks_share_the_videos_out(tmp_path, encoders, monkeypatch):
     assert [path.name[:7] for path in find_windows([tmp_path])] == ["0000000", "0000001", "0000002"]
 
 
+def test_a_ranks_share_may_be_broken_videos_alone_and_one_process_with_nothing_is_refused(
+    tmp_path, encoders, monkeypatch, caplog
+):
+    folder = make_folder(tmp_path / "d", size=(64, 64))
+    config = PrecomputeConfig(source=str(folder), windows=tmp_path / "w", clip_frames=8, prompts="text")
+    good, *broken = find_footage(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    written = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        written.append(precompute([good, broken[0]], encoders, config).written)
+    assert written == [1, 0] and "skipped: " in caplog.text
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ConfigError, match="not one of 1 videos could be used"):
+        precompute(broken[:1], encoders, config)
+
+
 def test_a_full_disk_ends_the_run_with_a_word(tmp_path, encoders):
     (tmp_path / "file").write_text("")
     config = replace(CONFIG, windows=tmp_path / "file" / "w", num_videos=1, first_share=1.0)
@@ -532,7 +550,7 @@ def test_windows_of_two_encoders_do_not_mix(folder):
 
 def test_a_share_of_clips_that_are_not_there_is_refused(folder):
     only_past = [path for path in find_windows([folder]) if path.stem < "7"]
-    with pytest.raises(ConfigError, match="asks for first clips, and there are none"):
+    with pytest.raises(ConfigError, match="asks for first clips, and there are none .* set data: first_clip: 0"):
         batches_of(only_past, batch_size=2, first_clip=0.3, seed=1)
     batches_of(only_past, batch_size=2, first_clip=0.0, seed=1)
 
