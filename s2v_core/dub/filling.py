@@ -62,6 +62,7 @@ def fill_with_dub(take: Take, work: Work, lent: Lent, watch: Watch) -> None:
             decoder_reach=lent.decoder_reach,
             watch=watch,
             pictures=partial(_pictures, work, reader, stretch),
+            tags=work.shot.tags,
             one_by_one=True,   # masks may be frames of a video, which is read once, forward
         )
 

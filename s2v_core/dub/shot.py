@@ -5,6 +5,7 @@ Knows files; nothing of faces, sounds or models.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MediaError
-from ..media.video_io import TimedFrame, probe_video, read_timed_frames
+from ..media.video_io import AS_DRAWN, PixelTags, TimedFrame, probe_video, read_tags, read_timed_frames
+
+log = logging.getLogger(__name__)
 
 # Rates that footage is made at, frames a second. What containers round by decides between close ones.
 USUAL_RATES = tuple(Fraction(n, d) for n, d in (
@@ -39,6 +42,7 @@ class Shot:
     end: float                 # seconds: when the last one is over
     rate: Fraction | None      # frames a second; None: they do not come evenly
     cuts: frozenset[int]       # frames that open a new scene
+    tags: PixelTags = AS_DRAWN
 
     @property
     def step(self) -> float:
@@ -71,9 +75,13 @@ def describe_shot(path: Path, times: Sequence[float], changes: Sequence[float], 
     rate = constant_rate(times, end)
     if rate:
         end = float(len(times) / rate)
+    tags = read_tags(path)
+    if tags.is_hdr:
+        log.warning("%s is HDR footage: the result is HDR too, of 8 bits a channel; smooth skies may show steps", path)
     return Shot(
-        path=path, width=size[0], height=size[1], times=tuple(times), end=end, rate=rate, cuts=find_cuts(changes)
-    )
+        path=path, width=size[0], height=size[1], times=tuple(times), end=end, rate=rate, cuts=find_cuts(changes),
+        tags=tags,
+    )  # fmt: skip
 
 
 def constant_rate(times: Sequence[float], end: float) -> Fraction | None:

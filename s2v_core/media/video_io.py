@@ -40,7 +40,11 @@ CLOCK_JUMP = Fraction(1, 20)   # seconds back: more than any container rounds by
 MOST_DRIFT = Fraction(1, 50)   # seconds between a file's clock and its samples: less than an eye sees of lips
 # Sound that players accept inside an mp4, by its decoder: the lowest rate that the format allows, Hz.
 COPIED = {"aac": 0, "mp3": 16_000, "mp3float": 16_000, "ac3": 0, "eac3": 0, "alac": 0}
-MATRICES = {1: "ITU709", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M"}   # colour matrices by their number in a stream
+# Colours by their numbers in ITU-T H.273, which files and encoders share.
+BT709, BT601, BT2020 = 1, 5, 9
+PQ, HLG = 16, 18
+OF_BT2020 = (14, 15, PQ, HLG)   # transfer curves
+MATRICES = {1: BT709, 5: BT601, 6: BT601, 7: 7, 9: BT2020, 10: BT2020}   # what stands in a file: how swscale decodes it
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -57,6 +61,23 @@ class VideoInfo:
     duration: float          # seconds, from the first frame's start to the last one's end
     video_codec: str
     audio_codec: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelTags:
+    """What a player must know of a video's pixels to show them right."""
+
+    aspect: Fraction = Fraction(1)   # a pixel's width to its height
+    primaries: int = BT709
+    transfer: int = BT709
+    matrix: int = BT709
+
+    @property
+    def is_hdr(self) -> bool:
+        return self.transfer in (PQ, HLG)
+
+
+AS_DRAWN = PixelTags()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +118,24 @@ def probe_video(path: Path) -> VideoInfo:
             video_codec=stream.codec_context.name,
             audio_codec=None if audio is None else audio.codec_context.name,
         )
+
+
+def read_tags(path: Path) -> PixelTags:
+    """What must be said of a file's upright pictures where they are written again: their pixels' shape, and the wide
+    colours of BT.2020. All others are close to BT.709.
+
+    Raises: MediaError as `probe_video`.
+    """
+    with _reading(path), _open_video(path) as container:
+        stream = _picture_stream(container, path)
+        frame = next(container.decode(stream), None)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        aspect = 1 / aspect if frame is not None and frame.rotation % 180 else aspect
+        colours = stream.codec_context
+        transfer = colours.color_trc if colours.color_trc in OF_BT2020 else BT709
+        if colours.color_primaries != BT2020 and transfer == BT709:
+            return PixelTags(aspect=aspect)
+        return PixelTags(aspect=aspect, primaries=BT2020, transfer=transfer, matrix=BT2020)
 
 
 def read_timed_frames(path: Path) -> Iterator[TimedFrame]:
@@ -156,7 +195,7 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     """[H, W, 3] uint8 by the frame's own colour matrix; old files that name none follow the custom of their size."""
     if frame.format.is_rgb or frame.format.has_palette:
         return frame.to_ndarray(format="rgb24")
-    matrix = MATRICES.get(int(frame.colorspace), "ITU709" if frame.height >= 720 else "ITU601")
+    matrix = MATRICES.get(int(frame.colorspace), BT709 if frame.height >= 720 else BT601)
     full_range = int(frame.color_range) == 2 or frame.format.name.startswith("yuvj")
     return frame.to_ndarray(
         format="rgb24",
@@ -176,7 +215,9 @@ def to_pictures(frames: Tensor) -> Iterator[np.ndarray]:
         yield ((frame.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
-def write_segment(path: Path, pictures: Iterable[np.ndarray], *, fps: float) -> None:
+def write_segment(
+    path: Path, pictures: Iterable[np.ndarray], *, fps: float, tags: PixelTags = AS_DRAWN
+) -> None:
     """Encode pictures as a piece of h264 that `join_segments` can join: the same pictures give the same bytes.
 
     The file appears complete or not at all.
@@ -184,6 +225,7 @@ def write_segment(path: Path, pictures: Iterable[np.ndarray], *, fps: float) -> 
     Args:
         pictures: [H, W, 3] uint8, all of one size, at least one. With an odd side, colour is kept for every pixel:
             few players but many programs read that.
+        tags: what their pixels are.
 
     Raises: OutputError when it cannot be written.
     """
@@ -191,8 +233,8 @@ def write_segment(path: Path, pictures: Iterable[np.ndarray], *, fps: float) -> 
     with _replacing(path) as partial, _create(partial, rate) as container:
         stream = None
         for index, picture in enumerate(pictures):
-            stream = stream or _h264_stream(container, rate, height=picture.shape[0], width=picture.shape[1])
-            frame = _yuv(picture, stream.pix_fmt)
+            stream = stream or _h264_stream(container, rate, tags, height=picture.shape[0], width=picture.shape[1])
+            frame = _yuv(picture, stream.pix_fmt, tags.matrix)
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         assert stream is not None, "a segment needs at least one picture"
@@ -319,7 +361,9 @@ def _create(path: Path, rate: Fraction) -> OutputContainer:
     return av.open(str(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact", **clocks})
 
 
-def _h264_stream(container: OutputContainer, rate: Fraction, *, height: int, width: int) -> av.VideoStream:
+def _h264_stream(
+    container: OutputContainer, rate: Fraction, tags: PixelTags, *, height: int, width: int
+) -> av.VideoStream:
     if "libx264" not in av.codecs_available:
         raise OutputError("this PyAV was built without the x264 encoder; install its own wheel with `pip install av`")
     stream = container.add_stream("libx264", rate=rate, options=X264)
@@ -327,14 +371,16 @@ def _h264_stream(container: OutputContainer, rate: Fraction, *, height: int, wid
     stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
     context = stream.codec_context
     context.thread_count = ENCODER_THREADS
-    context.color_primaries = context.color_trc = context.colorspace = 1   # BT.709
-    context.color_range = 1                                                # limited
+    context.color_primaries, context.color_trc, context.colorspace = tags.primaries, tags.transfer, tags.matrix
+    context.color_range = 1   # limited
+    if tags.aspect != 1:
+        context.sample_aspect_ratio = tags.aspect
     return stream
 
 
-def _yuv(picture: np.ndarray, pix_fmt: str) -> av.VideoFrame:
+def _yuv(picture: np.ndarray, pix_fmt: str, matrix: int) -> av.VideoFrame:
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    return frame.reformat(format=pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG")
+    return frame.reformat(format=pix_fmt, dst_colorspace=matrix, src_color_range="JPEG", dst_color_range="MPEG")
 
 
 def _joined_packets(segments: Sequence[Path], container: OutputContainer, clock: _Clock) -> Iterator[av.Packet]:

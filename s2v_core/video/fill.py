@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from torch import Tensor, device
 
 from ..config import SAMPLE_RATE
 from ..media.audio_io import Samples
-from ..media.video_io import to_pictures, write_segment
+from ..media.video_io import AS_DRAWN, PixelTags, to_pictures, write_segment
 from ..placement import free_memory
 from ..types import ClipPlan, ClipSettings, Conditioning, DecodedClip, Denoiser, VideoCodec
 from .color import Grade
@@ -62,6 +63,7 @@ def fill_take(
     decoder_reach: int,
     watch: Watch,
     pictures: Pictures = as_drawn,
+    tags: PixelTags = AS_DRAWN,
     one_by_one: bool = False,
     grade: Grade | None = None,
 ) -> None:
@@ -71,6 +73,7 @@ def fill_take(
 
     Args:
         pictures: of a finished clip, as they are written; its frames themselves, as a rule.
+        tags: what their pixels are.
         one_by_one: each clip is on disk before anything of the next is made; for `pictures` that read what the loop
             reads too.
 
@@ -83,7 +86,10 @@ def fill_take(
     past = replace(take.past(), num_clips=done) if done else None
 
     def store(clip: DecodedClip) -> None:
-        take.add(clip, lambda path, frames: write_segment(path, pictures(clip.plan, frames), fps=settings.fps))
+        def write(path: Path, frames: Tensor) -> None:
+            write_segment(path, pictures(clip.plan, frames), fps=settings.fps, tags=tags)
+
+        take.add(clip, write)
 
     with _Storing(store, watch) as storing:
         clips = generate_clips(

@@ -28,7 +28,7 @@ from s2v_core import WanS2VPipeline
 from s2v_core.dub.masks import LowerFace
 from s2v_core.dub.request import DubRequest
 from s2v_core.dub.run import Dubber
-from s2v_core.media.video_io import probe_video, read_frames
+from s2v_core.media.video_io import PixelTags, probe_video, read_frames
 from s2v_core.training import synthetic
 from s2v_core.training.measure import best_lag, compressed_loudness, correlation, mouth_opening
 from s2v_core.video import fill
@@ -70,10 +70,10 @@ def listening() -> Iterator[list[np.ndarray]]:
     seen: list[np.ndarray] = []
     write = fill.write_segment
 
-    def write_and_keep(path: Path, pictures: Iterator[np.ndarray], *, fps: float) -> None:
+    def write_and_keep(path: Path, pictures: Iterator[np.ndarray], *, fps: float, tags: PixelTags) -> None:
         taken = list(pictures)
         seen.extend(taken)
-        write(path, taken, fps=fps)
+        write(path, taken, fps=fps, tags=tags)
 
     with mock.patch.object(fill, "write_segment", write_and_keep):
         yield seen

@@ -21,7 +21,14 @@ from s2v_core.dub.stretch import Stretch, StretchSound
 from s2v_core.dub.timeline import make_timeline
 from s2v_core.errors import ConfigError, Interrupted, MediaError
 from s2v_core.geometry import VideoSize
-from s2v_core.media.video_io import probe_video, read_frames, read_timed_frames, write_segment
+from s2v_core.media.video_io import (
+    PixelTags,
+    probe_video,
+    read_frames,
+    read_tags,
+    read_timed_frames,
+    write_segment,
+)
 from s2v_core.running.watch import Silent
 from s2v_core.video import fill
 
@@ -41,10 +48,10 @@ def written(monkeypatch) -> list[np.ndarray]:
     """Every picture as it goes to the encoder."""
     seen: list[np.ndarray] = []
 
-    def write(path, pictures, *, fps):
+    def write(path, pictures, *, fps, tags):
         taken = list(pictures)
         seen.extend(taken)
-        write_segment(path, taken, fps=fps)
+        write_segment(path, taken, fps=fps, tags=tags)
 
     monkeypatch.setattr(fill, "write_segment", write)
     return seen
@@ -115,6 +122,15 @@ def test_odd_sides_stay(dubber, tmp_path):
     dubber.run(request(tmp_path))
     info = probe_video(tmp_path / "out.mp4")
     assert (info.width, info.height) == (75, 67)
+
+
+def test_oblong_pixels_and_hdr_stay_and_hdr_is_told(dubber, tmp_path, caplog):
+    tags = PixelTags(aspect=Fraction(4, 3), primaries=9, transfer=18, matrix=9)
+    write_segment(tmp_path / "shot.mp4", noise_pictures(6), fps=25, tags=tags)
+    swell(tmp_path / "new.wav", 0.24)
+    dubber.run(request(tmp_path))
+    assert read_tags(tmp_path / "out.mp4") == tags
+    assert "shot.mp4 is HDR footage: the result is HDR too, of 8 bits a channel" in caplog.text
 
 
 def test_frames_without_a_box_are_the_footages_own_and_listed(dubber, written, tmp_path):

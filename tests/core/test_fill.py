@@ -29,7 +29,7 @@ def raw_segments(monkeypatch):
     monkeypatch.setattr(fill, "write_segment", write_segment)
 
 
-def write_segment(path, pictures, *, fps):
+def write_segment(path, pictures, *, fps, tags):
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(b"".join(picture.tobytes() for picture in pictures))
     os.replace(partial, path)
@@ -87,9 +87,9 @@ class Waiting(TinyDenoiser):
 def test_the_next_clip_is_begun_while_one_goes_to_disk(tmp_path, monkeypatch):
     denoiser = Waiting()
 
-    def write_once_begun(path, pictures, *, fps):
+    def write_once_begun(path, pictures, *, fps, tags):
         assert denoiser.begun.wait(PATIENCE) or path.name == "0003.mp4"
-        write_segment(path, pictures, fps=fps)
+        write_segment(path, pictures, fps=fps, tags=tags)
 
     monkeypatch.setattr(fill, "write_segment", write_once_begun)
     run(tmp_path, denoiser=denoiser)
@@ -133,9 +133,9 @@ def test_a_run_that_is_stopped_keeps_the_clip_on_its_way_to_disk(tmp_path, monke
     """Stopped in the next clip's first step: it has told nobody of the clip before, which is kept all the same."""
     denoiser = Waiting()
 
-    def write_once_begun(path, pictures, *, fps):
+    def write_once_begun(path, pictures, *, fps, tags):
         assert denoiser.begun.wait(PATIENCE)
-        write_segment(path, pictures, fps=fps)
+        write_segment(path, pictures, fps=fps, tags=tags)
 
     class Stopping(Log):
         def clip_finished(self, clip):
@@ -153,10 +153,10 @@ def test_a_run_that_is_stopped_keeps_the_clip_on_its_way_to_disk(tmp_path, monke
 
 @pytest.mark.parametrize("failing", ["0001.mp4", "0003.mp4"])
 def test_a_disk_that_refuses_ends_the_run_and_finished_clips_stay(tmp_path, monkeypatch, failing):
-    def write_or_refuse(path, pictures, *, fps):
+    def write_or_refuse(path, pictures, *, fps, tags):
         if path.name == failing:
             raise OSError(28, "No space left on device")
-        write_segment(path, pictures, fps=fps)
+        write_segment(path, pictures, fps=fps, tags=tags)
 
     monkeypatch.setattr(fill, "write_segment", write_or_refuse)
     watch = Log()
@@ -170,7 +170,7 @@ def test_a_disk_that_refuses_ends_the_run_and_finished_clips_stay(tmp_path, monk
 def test_when_a_stopped_run_cannot_store_its_last_clip_either_a_warning_says_so(tmp_path, monkeypatch, caplog):
     denoiser = Waiting()
 
-    def refuse_once_begun(path, pictures, *, fps):
+    def refuse_once_begun(path, pictures, *, fps, tags):
         assert denoiser.begun.wait(PATIENCE)
         raise OSError(28, "No space left on device")
 

@@ -39,10 +39,10 @@ def written(monkeypatch) -> list[np.ndarray]:
     seen: list[np.ndarray] = []
     write = fill.write_segment
 
-    def watched(path, pictures, *, fps):
+    def watched(path, pictures, *, fps, tags):
         taken = list(pictures)
         seen.extend(taken)
-        write(path, taken, fps=fps)
+        write(path, taken, fps=fps, tags=tags)
 
     monkeypatch.setattr(fill, "write_segment", watched)
     return seen

@@ -20,9 +20,11 @@ from PIL import Image
 from s2v_core.errors import Interrupted, MediaError, OutputError
 from s2v_core.media.audio_io import open_sound
 from s2v_core.media.video_io import (
+    PixelTags,
     join_segments,
     probe_video,
     read_frames,
+    read_tags,
     read_timed_frames,
     require_writable,
     to_pictures,
@@ -149,6 +151,21 @@ def test_colours_are_tagged_bt709_and_survive(tmp_path, joined):
             stream = container.streams.video[0].codec_context
             assert (stream.color_primaries, stream.color_trc, stream.colorspace, stream.color_range) == (1, 1, 1, 1)
             assert (stream.name, stream.pix_fmt) == ("h264", "yuv420p")
+
+
+WIDE = PixelTags(aspect=Fraction(4, 3), primaries=9, transfer=18, matrix=9)   # HDR (HLG) of a camera with oblong pixels
+
+
+def test_oblong_pixels_and_the_wide_colours_of_hdr_are_said_and_survive(tmp_path, sound):
+    red = np.full((64, 64, 3), (200, 30, 60), np.uint8)
+    write_segment(tmp_path / "0.mp4", [red] * 3, fps=16, tags=WIDE)
+    join_segments([tmp_path / "0.mp4"], tmp_path / "out.mp4", audio=sound, fps=16, num_frames=3)
+    assert read_tags(tmp_path / "0.mp4") == read_tags(tmp_path / "out.mp4") == WIDE
+    assert all(np.abs(frame.astype(int) - red).max() <= 3 for frame in read_frames(tmp_path / "out.mp4"))
+
+
+def test_usual_footage_is_of_square_pixels_in_bt709(segments):
+    assert read_tags(segments[0]) == PixelTags() and not PixelTags().is_hdr and WIDE.is_hdr
 
 
 def test_frames_become_pictures_by_rounding():
@@ -550,13 +567,21 @@ def test_a_varying_rate_keeps_its_times(tmp_path):
 
 
 def test_a_phone_held_upright_gives_upright_pictures(segments, tmp_path):
-    data = bytearray(segments[0].read_bytes())
-    matrix = data.index(b"tkhd") + 44
-    assert struct.unpack_from(">9i", data, matrix) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    struct.pack_into(">9i", data, matrix, 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)   # a quarter turn clockwise
-    (tmp_path / "upright.mp4").write_bytes(data)
+    write_segment(tmp_path / "oblong.mp4", pictures(1), fps=16, tags=WIDE)
+    quarter_turn(tmp_path / "oblong.mp4", tmp_path / "turned.mp4")
+    assert read_tags(tmp_path / "turned.mp4").aspect == 1 / WIDE.aspect
+    quarter_turn(segments[0], tmp_path / "upright.mp4")
     turned, stored = next(read_frames(tmp_path / "upright.mp4")), next(read_frames(segments[0]))
     assert np.array_equal(turned, np.rot90(stored, k=-1))
+
+
+def quarter_turn(video: Path, output: Path) -> None:
+    """The same file, to be shown a quarter clockwise."""
+    data = bytearray(video.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    assert struct.unpack_from(">9i", data, matrix) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", data, matrix, 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    output.write_bytes(data)
 
 
 def test_a_video_that_breaks_off_is_told(tmp_path):
