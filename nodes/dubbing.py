@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,24 +75,26 @@ def dub_video(
     size = VideoSize(width=side, height=side) if side else fit_size(SQUARE, SQUARE, model_area)
     work = find_work(request, *_where(request, mask), size, float(sound.heard.seconds))
     codec = codec_of(vae)
-    progress = RunProgress(model, clips=len(work.clips), steps=sampling.steps, finished=0, node_id=node_id)
-    denoiser = HostDenoiser(model, [positive] * len(work.clips), negative, sampling, progress.denoised)
-    shared = _fingerprint(work, denoiser, sound, mask, codec)
+    denoising = partial(HostDenoiser, model, [positive] * len(work.clips), negative, sampling)
+    shared = _fingerprint(work, denoising(lambda _: None), sound, mask, codec)
     name = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:20]
     output = host.temp_folder() / f"{FOLDER}_{name}.mp4"
     if output.is_file():
         return output, str(work)
     folder = host.output_folder() / FOLDER / name
-    lent = Lent(
-        prompt_embeds=prompt_embeds(positive),
-        negative_prompt_embeds=prompt_embeds(negative),
-        features=sound.features(FEATURE_VIDEO_RATE),
-        sound=sound.sound,
-        denoiser=denoiser,
-        codec=codec,
-        decoder_reach=codec.decoder_reach,
-    )
     with Take.open(folder, shared, work.made_from()) as take:
+        progress = RunProgress(
+            model, clips=len(work.clips), steps=sampling.steps, finished=take.num_finished, node_id=node_id
+        )
+        lent = Lent(
+            prompt_embeds=prompt_embeds(positive),
+            negative_prompt_embeds=prompt_embeds(negative),
+            features=sound.features(FEATURE_VIDEO_RATE),
+            sound=sound.sound,
+            denoiser=denoising(progress.denoised),
+            codec=codec,
+            decoder_reach=codec.decoder_reach,
+        )
         fill_with_dub(take, work, lent, progress)
         _join(take, work, sound, output)
     shutil.rmtree(folder, ignore_errors=True)

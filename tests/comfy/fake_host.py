@@ -145,6 +145,7 @@ def fake_modules(root):
         },
         "comfy.samplers": {
             "SAMPLER_NAMES": ["euler"], "SCHEDULER_NAMES": ["simple"], "CFGGuider": CFGGuider,
+            "KSAMPLER": lambda sample: sample,
             "calc_cond_batch": lambda model, conds, x, sigma, options: [model(cond, x, sigma) for cond in conds],
         },
         "comfy.sd": {"CLIP": object, "VAE": object},
