@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from ..conditioning.audio import SoundSource
+from ..conditioning.driving import Excerpt
 from ..conditioning.pose import PoseVideo
 from ..conditioning.speakers import box_cells, place_boxes, soft_mask
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError, MediaError
 from ..geometry import PATCH, SIZE_MULTIPLE, SPATIAL_STRIDE, VideoSize, token_layout
 from ..media.audio_io import open_sound, sound_from_waveform
-from ..media.video_io import probe_video, read_timed_frames
+from ..media.video_io import probe_video, read_timed_frames, sound_delay
 from .config import PrecomputeConfig
 from .synthetic import FPS, SyntheticClip
 
@@ -182,7 +183,7 @@ def open_files(row: dict[str, Any], path_of: Callable[[str], Path], config: Prec
     """
     path, fps = path_of("video"), config.fps
     info = probe_video(path)
-    sound = open_sound(path_of("audio") if "audio" in row else path)
+    sound = open_sound(path_of("audio")) if "audio" in row else own_sound(path)
     size = fit_tokens(info.width, info.height, config)
     return Footage(
         size=size,
@@ -193,6 +194,17 @@ def open_files(row: dict[str, Any], path_of: Callable[[str], Path], config: Prec
         pose=_timed(path_of("pose"), size, fps).window if "pose" in row else None,
         face_boxes=_face_boxes(row, (info.width, info.height), size),
     )
+
+
+def own_sound(path: Path) -> SoundSource:
+    """A video's own sound from its first frame on: tracks may begin apart, and their times count from their own starts.
+
+    Raises: MediaError for sound that cannot be read, or is over before the first frame.
+    """
+    sound, delay = open_sound(path), sound_delay(path)
+    if sound.duration + delay <= 0:
+        raise MediaError(f"{path} has sound that is over before its first picture; export it again")
+    return Excerpt(sound, start=-delay, duration=sound.duration + delay) if delay else sound
 
 
 def _face_boxes(row: dict[str, Any], picture: tuple[int, int], size: VideoSize) -> Boxes | None:

@@ -9,7 +9,9 @@ import wave
 import weakref
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -223,6 +225,51 @@ def test_a_folder_is_read_by_time_and_its_broken_videos_are_passed_over(tmp_path
     assert window.prompt == "noise" and window.prompt_embeds.shape[1] == 64
     assert window.face_mask[0].sum() == 8 * 6
     assert find_footage(config)[0].open().num_frames == 32   # 2 s at 16 fps, of 60 frames at 30
+
+
+def make_clapper(path, *, picture, sound):
+    """Three seconds of black with one white frame, three of silence with one clap: both at 2 s on the file's clock.
+
+    Args:
+        picture, sound: seconds at which the tracks begin.
+    """
+    with av.open(str(path), "w") as output:
+        video, audio = output.add_stream("mpeg4", rate=16), output.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        video.width = video.height = 64
+        packets = []
+        for i in range(48):
+            at = picture + Fraction(i, 16)
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 255 * (at == 2), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = int(at * 16), Fraction(1, 16)
+            packets += video.encode(frame)
+        clap = np.zeros((1, 48_000), np.int16)
+        clap[:, int((2 - sound) * 16_000) :][:, :800] = 20_000
+        frame = av.AudioFrame.from_ndarray(clap, format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16_000, int(sound * 16_000), Fraction(1, 16_000)
+        packets += audio.encode(frame)
+        for packet in sorted([*packets, *video.encode()], key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
+
+
+@pytest.mark.parametrize(
+    "picture, sound", [(Fraction(0), Fraction(1)), (Fraction(1, 2), Fraction(0)), (Fraction(0), Fraction(0))]
+)
+def test_tracks_that_begin_apart_are_read_together(tmp_path, picture, sound):
+    make_clapper(tmp_path / "v.mkv", picture=picture, sound=sound)
+    (tmp_path / "metadata.csv").write_text("video\nv.mkv\n")
+    footage = find_footage(PrecomputeConfig(source=str(tmp_path), clip_frames=8))[0].open()
+    bright = footage.frames(0, footage.num_frames).mean(dim=(0, 1, 3, 4)).argmax().item()
+    heard = np.abs(footage.sound.read(0, footage.sound.num_samples))
+    assert bright == (2 - picture) * 16
+    assert np.argmax(heard > 0.3) == pytest.approx((2 - picture) * 16_000, abs=20)   # a container rounds to 1 ms
+    assert footage.num_frames == min(48, (sound + 3 - picture) * 16)
+
+
+def test_sound_that_is_over_before_the_first_picture_is_refused(tmp_path):
+    make_clapper(tmp_path / "v.mkv", picture=Fraction(4), sound=Fraction(0))
+    (tmp_path / "metadata.csv").write_text("video\nv.mkv\n")
+    with pytest.raises(MediaError, match="v.mkv has sound that is over before its first picture"):
+        find_footage(PrecomputeConfig(source=str(tmp_path)))[0].open()
 
 
 def make_shard(folder, path):
