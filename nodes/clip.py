@@ -180,8 +180,8 @@ class SampleClip(io.ComfyNode):
         pose_skip: float = 0.0,
     ) -> io.NodeOutput:
         from .job import Job, pose_control
-        from .pictures import to_image
         from .model import default_area
+        from .pictures import to_image
         from .run import sample_clip
         from .sampling import Sampling
 

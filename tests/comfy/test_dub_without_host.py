@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -54,14 +53,14 @@ def dub(pack, monkeypatch, tmp_path):
     model = SimpleNamespace(load_device="cpu", model=SimpleNamespace(latent_format=None), model_options={})
     model.clone = lambda: model
     model.get_model_object = lambda name: SimpleNamespace(shift=3.0)
-    vae, mask = torch.nn.Linear(1, 1), torch.zeros(1, 64, 64)
+    vae, words, mask = torch.nn.Linear(1, 1), [[torch.zeros(1, 2, 8), {}]], torch.zeros(1, 64, 64)
     mask[:, 34:54, 20:46] = 1
 
     def run(fill=None):
         monkeypatch.setattr(dubbing, "fill_with_dub", lambda take, work, lent, watch: fill(take, work, watch))
         return dubbing.dub_video(
             dubbing.request_of(SimpleNamespace(get_stream_source=lambda: str(shot)), draw_every=1),
-            model=model, model_area=64 * 64, positive=[[torch.zeros(1, 2, 8), {}]], negative=[[torch.zeros(1, 2, 8), {}]],
+            model=model, model_area=64 * 64, positive=words, negative=words,
             vae=vae, sound=sound, mask=mask, side=64, node_id=None,
             sampling=part(pack, "nodes.sampling").Sampling(
                 seed=0, steps=STEPS, cfg=1.0, sampler="wan_unipc", scheduler="wan"
