@@ -273,7 +273,8 @@ def check_sound_file(path: Path) -> None:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
-        container = av.open(str(path), metadata_errors="ignore")   # a title in another encoding is no reason to fail
+        # a title in another encoding is no reason to fail; a colon in a bare name would make a protocol of it
+        container = av.open(str(path.absolute()), metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(
             f"{path} cannot be read as sound ({error.strerror}); "

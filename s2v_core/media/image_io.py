@@ -33,6 +33,8 @@ def read_picture(path: Path, *, behind: str = "white") -> Image.Image:
         raise MediaError(f"there is no picture {path}; check the path")
     with _open(path) as picture:
         _check_size(path, *picture.size)
+        if picture.mode == "F":
+            raise MediaError(f"{path} is a picture of fractions, which do not say what is white; save it as PNG")
         try:
             picture.load()
             return _laid_on(behind, _eight_bit(ImageOps.exif_transpose(picture)))

@@ -10,7 +10,7 @@ import heapq
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -97,7 +97,7 @@ def probe_video(path: Path) -> VideoInfo:
 
     Raises: MediaError for a file that is missing, no video, or without a picture track.
     """
-    with _reading(path), _open_video(path) as container:
+    with _reading(path), _open_media(path) as container:
         stream = _picture_stream(container, path)
         audio = container.streams.best("audio")
         step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
@@ -126,7 +126,7 @@ def read_tags(path: Path) -> PixelTags:
 
     Raises: MediaError as `probe_video`.
     """
-    with _reading(path), _open_video(path) as container:
+    with _reading(path), _open_media(path) as container:
         stream = _picture_stream(container, path)
         frame = next(container.decode(stream), None)
         aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -143,7 +143,7 @@ def read_timed_frames(path: Path) -> Iterator[TimedFrame]:
 
     Raises: MediaError as `probe_video`, and where the file breaks off.
     """
-    with _reading(path), _open_video(path) as container:
+    with _reading(path), _open_media(path) as container:
         stream = _picture_stream(container, path)
         stream.thread_type = "AUTO"
         step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
@@ -161,18 +161,6 @@ def read_frames(path: Path) -> Iterator[np.ndarray]:
     return (frame.picture() for frame in read_timed_frames(path))
 
 
-def sound_delay(path: Path) -> Fraction:
-    """Seconds from a video's first frame to the first sample of its own sound, on the file's clock; may be below 0.
-
-    `read_timed_frames` and `open_sound` both count from 0.
-
-    Raises: MediaError for a file that lacks one of the two.
-    """
-    with closing(read_timed_frames(path)) as frames:
-        first = next(frames).frame
-        return _first_sample(path) - (Fraction(0) if first.pts is None else first.pts * first.time_base)
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """What goes wrong inside is the file's fault, in one sentence."""
@@ -186,8 +174,13 @@ def _reading(path: Path) -> Iterator[None]:
         raise MediaError(f"{path} cannot be read ({error.strerror}); copy it again, or convert it to mp4") from error
 
 
-def _open_video(path: Path) -> InputContainer:
-    return av.open(str(path), metadata_errors="ignore")
+def _open_media(path: Path) -> InputContainer:
+    return av.open(_named(path), metadata_errors="ignore")
+
+
+def _named(path: Path) -> str:
+    """For FFmpeg, which takes what stands before a colon at the beginning of a name for a protocol."""
+    return str(path.absolute())
 
 
 def _picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
@@ -370,7 +363,7 @@ def _output_error(path: Path, error: OSError | av.error.FFmpegError) -> OutputEr
 def _create(path: Path, rate: Fraction) -> OutputContainer:
     ticks = str(rate.numerator * math.ceil(10_000 / rate.numerator))   # a frame is a whole number of ticks
     clocks = {"movie_timescale": ticks, "video_track_timescale": ticks}
-    return av.open(str(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact", **clocks})
+    return av.open(_named(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact", **clocks})
 
 
 def _h264_stream(
@@ -406,7 +399,7 @@ def _joined_packets(segments: Sequence[Path], container: OutputContainer, clock:
 @contextmanager
 def _segment(path: Path) -> Iterator[InputContainer]:
     try:
-        with av.open(str(path)) as container:
+        with av.open(_named(path)) as container:
             yield container
     except (av.error.FFmpegError, OSError) as error:
         raise OutputError(f"{path} is damaged ({error.strerror}); delete it and run the same command again") from error
@@ -445,7 +438,7 @@ def _sound_packets(
     path: Path, container: OutputContainer, *, start: Fraction, end: Fraction
 ) -> Iterator[av.Packet]:
     """Packets of a file's sound for an mp4: what is heard `start` seconds into it at 0, nothing from `end` on."""
-    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
+    with _reading(path), _open_media(path) as source:
         sound = source.streams.best("audio")
         if sound is None:
             raise MediaError(f"{path} has no sound track; give a sound file, or a video with sound")
@@ -480,7 +473,7 @@ def _copied(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) 
     Where the file's clock starts again (joined recordings), the sound runs on, as it does when it is decoded.
     """
     shift, due = -start - _first_sample(path), None   # seconds: added to the file's clock; when the next is due
-    with _reading(path), av.open(str(path), metadata_errors="ignore") as source:
+    with _reading(path), _open_media(path) as source:
         for packet in source.demux(source.streams.best("audio")):
             if not packet.size:
                 continue

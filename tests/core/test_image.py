@@ -95,7 +95,9 @@ def test_bad_pictures_are_refused_with_the_reason(tmp_path, monkeypatch):
     saved(tmp_path, Image.new("RGB", (20, 8000)), "tower.png")
     saved(tmp_path, Image.new("L", (2000, 1000)), "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
+    saved(tmp_path, Image.new("F", (40, 40), 0.5), "fractions.tif")
     for name, words in {
+        "fractions.tif": "fractions, which do not say what is white; save it as PNG",
         "missing.png": "there is no picture",
         ".": "is a folder",
         "text.png": "is not a picture",

@@ -350,6 +350,16 @@ def test_the_sound_of_a_video_is_found(segments, joined, tmp_path):
     assert packets(tmp_path / "again.mp4", "audio") and probe_video(tmp_path / "again.mp4").audio_codec == "aac"
 
 
+def test_a_name_with_a_colon_in_the_current_folder_is_a_file(segments, sound, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    audio, part, output = Path("rec-2026-11-21T13:08:09.m4a"), Path("0:1.mp4"), Path("10:30.mp4")
+    audio.write_bytes(sound.read_bytes())
+    write_segment(part, pictures(4), fps=16)
+    join_segments([part], output, audio=audio, fps=16, num_frames=4)
+    with open_sound(audio) as heard:
+        assert heard.duration > 1 and probe_video(output).num_frames == len(list(read_frames(output))) == 4
+
+
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
