@@ -10,7 +10,7 @@ import heapq
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -159,6 +159,18 @@ def read_timed_frames(path: Path) -> Iterator[TimedFrame]:
 def read_frames(path: Path) -> Iterator[np.ndarray]:
     """Every frame, [H, W, 3] uint8, in order, one in memory."""
     return (frame.picture() for frame in read_timed_frames(path))
+
+
+def sound_delay(path: Path) -> Fraction:
+    """Seconds from a video's first frame to the first sample of its own sound, on the file's clock; may be below 0.
+
+    `read_timed_frames` and `open_sound` both count from 0.
+
+    Raises: MediaError for a file that lacks one of the two.
+    """
+    with closing(read_timed_frames(path)) as frames:
+        first = next(frames).frame
+        return _first_sample(path) - (Fraction(0) if first.pts is None else first.pts * first.time_base)
 
 
 @contextmanager
