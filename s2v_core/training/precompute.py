@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +29,10 @@ from .windows import (
     box_mask,
     fingerprint_of,
     has_empty_prompt,
+    listed,
     read_entry,
     save_empty_prompt,
+    save_listed,
     save_window,
 )
 
@@ -82,6 +84,14 @@ class PrecomputeReport:
         return f"{self.written} windows written, {self.kept} were there{reasons}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """Names of windows that are there and right."""
+
+    kept: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pending:
     """A cut with its pixels, waiting to be encoded with others of its form."""
@@ -111,16 +121,16 @@ def precompute(items: list[FootageItem], encoders: Encoders, config: PrecomputeC
     """
     identity = encoders.identity()
     rank, _, ranks = launched()
-    counts: Counter[str] = Counter()
+    done = _Done()
     skipped: Counter[str] = Counter()
     waiting: dict[tuple[object, ...], list[_Pending]] = {}
     for index in range(rank, len(items), ranks):
         try:
-            for pending in _missing(index, items[index], encoders, identity, config, counts):
+            for pending in _missing(index, items[index], encoders, identity, config, done):
                 group = waiting.setdefault(pending.form, [])
                 group.append(pending)
                 if len(group) == config.encode_batch:
-                    counts["written"] += _write(waiting.pop(pending.form), encoders, identity, config)
+                    done.written.extend(_write(waiting.pop(pending.form), encoders, identity, config))
         except OutputError:
             raise
         except Exception as error:   # one broken video must not end a night's work, whatever its decoder raises
@@ -129,12 +139,13 @@ def precompute(items: list[FootageItem], encoders: Encoders, config: PrecomputeC
         if (index // ranks + 1) % 50 == 0:
             log.info("%d of %d videos", index + 1, len(items))
     for group in waiting.values():
-        counts["written"] += _write(group, encoders, identity, config)
+        done.written.extend(_write(group, encoders, identity, config))
     if rank == 0:
         write_empty_prompt(encoders, config)
-    report = PrecomputeReport(written=counts["written"], kept=counts["kept"], skipped=dict(skipped))
+    report = PrecomputeReport(written=len(done.written), kept=len(done.kept), skipped=dict(skipped))
     if not report.written and not report.kept and ranks == 1:
         raise ConfigError(f"not one of {len(items)} videos could be used: {report}")
+    save_listed(config.windows, done.kept + done.written)
     return report
 
 
@@ -152,7 +163,7 @@ def fault_of(name: str, error: Exception) -> str:
 
 def encode_video(index: int, item: FootageItem, encoders: Encoders, identity: str, config: PrecomputeConfig) -> None:
     """Write those windows of one video that are not there yet, each encoded by itself."""
-    for pending in _missing(index, item, encoders, identity, config, Counter()):
+    for pending in _missing(index, item, encoders, identity, config, _Done()):
         _write([pending], encoders, identity, config)
 
 
@@ -193,14 +204,14 @@ def choose_cuts(num_frames: int, config: PrecomputeConfig, rng: np.random.Genera
 
 
 def _missing(
-    index: int, item: FootageItem, encoders: Encoders, identity: str, config: PrecomputeConfig, counts: Counter[str]
+    index: int, item: FootageItem, encoders: Encoders, identity: str, config: PrecomputeConfig, done: _Done
 ) -> Iterator[_Pending]:
     """The windows of a video that are not there yet."""
     cutting = {name: value for name, value in asdict(config).items() if name in _CUT_SETTINGS}
     fingerprint = fingerprint_of({"item": item.fingerprint(), "model": identity, "seed": config.seed, **cutting})
     paths = [window_path(index, k, config) for k in range(config.windows_per_video)]
     missing = [k for k, path in enumerate(paths) if not _is_right(path, fingerprint)]
-    counts["kept"] += len(paths) - len(missing)
+    done.kept.extend(path.name for k, path in enumerate(paths) if k not in missing)
     if not missing:
         return
     footage = item.open()
@@ -254,8 +265,8 @@ def _pose_stream(footage: Footage, cut: Cut, stop: int) -> Tensor:
     return torch.cat([pose[:, :, :1], pose], dim=2)
 
 
-def _write(group: list[_Pending], encoders: Encoders, identity: str, config: PrecomputeConfig) -> int:
-    """Encode windows of one form together and write them."""
+def _write(group: list[_Pending], encoders: Encoders, identity: str, config: PrecomputeConfig) -> list[str]:
+    """Encode windows of one form together and write them. Returns: their names."""
     latents = encoders.encode_frames(torch.cat([p.frames for p in group]))
     poses = None
     if group[0].pose_frames is not None:
@@ -266,7 +277,7 @@ def _write(group: list[_Pending], encoders: Encoders, identity: str, config: Pre
     for i, pending in enumerate(group):
         window = _window(pending, latents[i], references[i], None if poses is None else poses[i], encoders, config)
         save_window(pending.path, window, fingerprint=pending.fingerprint, model=identity)
-    return len(group)
+    return [pending.path.name for pending in group]
 
 
 def _window(
@@ -313,12 +324,21 @@ def _speaker_masks(footage: Footage, num_latents: int) -> Tensor | None:
 def find_windows(folders: Iterable[Path]) -> list[Path]:
     """The windows of folders, in a fixed order.
 
+    Those that the last `precompute` has not found right stay on the disk and are left out: videos that are listed no
+    more or cannot be read, and other settings.
+
     Raises: ConfigError for a folder without any.
     """
     found = []
     for folder in folders:
-        paths = sorted(folder.glob("*.safetensors"))
+        there, names = sorted(folder.glob("*.safetensors")), listed(folder)
+        paths = there if names is None else [path for path in there if path.name in names]
         if not paths:
             raise ConfigError(f"{folder} holds no windows; write them with precompute first")
+        if len(paths) < len(there):
+            log.warning(
+                "%s: %d windows are not of the videos and settings that precompute was last run with, and are left out",
+                folder, len(there) - len(paths),
+            )  # fmt: skip
         found += paths
     return found

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .objective import Batch
 
 FIRST, CONTINUING = "first", "continuing"
 EMPTY_PROMPT = "empty_prompt"
+LISTED = "windows-{rank}-of-{ranks}.json"
 _FRAME_AXES = {"latents": 1, "pose_latents": 1, "face_mask": 0, "mouth_mask": 0, "speaker_masks": 1}   # of a window
 STORED = torch.float16   # of latents and features: they lie within a few tens
 
@@ -180,6 +181,40 @@ def load_empty_prompt(folder: Path) -> Tensor:
         raise CheckpointError(
             f"{folder} lacks the embeds of the empty prompt ({error}); precompute it with prompts: encoded"
         ) from error
+
+
+def save_listed(folder: Path, names: Iterable[str]) -> None:
+    """Note which windows of a folder belong to the set: those of this process's share of the videos.
+
+    Raises: OutputError when the disk does not take it.
+    """
+    rank, _, ranks = launched()
+    path = folder / LISTED.format(rank=rank, ranks=ranks)
+    partial = path.with_suffix(".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(sorted(names)), encoding="utf-8")
+        os.replace(partial, path)
+        if rank == 0:
+            for other in set(folder.glob(LISTED.format(rank="*", ranks="*"))) - set(_lists(folder, ranks)):
+                other.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error}); free some space and run again") from error
+
+
+def listed(folder: Path) -> set[str] | None:
+    """The windows that belong to the set; None where not every process has noted its own."""
+    for first in folder.glob(LISTED.format(rank=0, ranks="*")):
+        try:
+            ranks = int(first.stem.rpartition("-")[2])
+            return {name for path in _lists(folder, ranks) for name in json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _lists(folder: Path, ranks: int) -> list[Path]:
+    return [folder / LISTED.format(rank=rank, ranks=ranks) for rank in range(ranks)]
 
 
 def box_mask(boxes: np.ndarray, *, height: int, width: int) -> Tensor:

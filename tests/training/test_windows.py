@@ -380,6 +380,44 @@ def test_ranks_share_the_videos_out(tmp_path, encoders, monkeypatch):
     assert [path.name[:7] for path in find_windows([tmp_path])] == ["0000000", "0000001", "0000002"]
 
 
+def names_of(folder):
+    return [path.name for path in find_windows([folder])]
+
+
+def test_windows_of_videos_that_are_gone_are_learnt_from_no_more(tmp_path, encoders, monkeypatch, caplog):
+    three = replace(CONFIG, windows=tmp_path, first_share=1.0, num_videos=3)
+    items = find_footage(three)
+    precompute(items, encoders, three)
+    everything = names_of(tmp_path)
+    assert len(everything) == 3 and not caplog.text
+    assert precompute(items[:1], encoders, three).kept == 1
+    assert names_of(tmp_path) == everything[:1] and f"{tmp_path}: 2 windows are not of the videos" in caplog.text
+    report = precompute(items, encoders, three)
+    assert (report.written, report.kept) == (0, 3) and names_of(tmp_path) == everything, "none was lost meanwhile"
+
+    class Broken(type(items[1])):
+        def open(self):
+            raise MediaError("broken")
+
+    changed = replace(three, warmup_frames=2)
+    precompute([items[0], Broken(1, changed)], encoders, changed)
+    assert names_of(tmp_path) == everything[:1], "a video that is broken now has windows of other settings"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, found in (("0", 3), ("1", 3)):   # until all have listed theirs, the folder's are taken as they are
+        monkeypatch.setenv("RANK", rank)
+        precompute(items, encoders, three)
+        assert len(names_of(tmp_path)) == found
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["windows-0-of-2.json", "windows-1-of-2.json"]
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        precompute(items[:2], encoders, three)
+    assert names_of(tmp_path) == everything[:2]
+
+
+def test_a_folder_without_a_list_is_taken_as_it_is(folder):
+    assert len(find_windows([folder])) == 10 and not list(folder.glob("*.json"))
+
+
 def test_a_ranks_share_may_be_broken_videos_alone_and_one_process_with_nothing_is_refused(
     tmp_path, encoders, monkeypatch, caplog
 ):
