@@ -82,7 +82,7 @@ def open_sound(path: str | Path) -> Sound:
     check_sound_file(path)
     with _opened(path) as container:
         stream = _sound_stream(container, path)
-        frames = _decoded(container, stream, path)
+        frames = _decoded(container, stream, path, logging.WARNING)
         first = next(frames, None)
         if first is None:
             raise MediaError(f"{path} has a sound track without a single sample; export it again")
@@ -148,8 +148,8 @@ def sound_format(path: Path) -> tuple[int, int]:
 
 def sound_frames(path: Path) -> Iterator[av.AudioFrame]:
     """A file's sound as it was recorded, a piece at a time. Raises: MediaError."""
-    with _opened(path) as container:
-        yield from _decoded(container, _sound_stream(container, path), path)
+    with _opened(path) as container:   # what is left out of it was told when it was opened
+        yield from _decoded(container, _sound_stream(container, path), path, logging.DEBUG)
 
 
 def resampled(path: Path, *, sample_format: str, layout: str, rate: int) -> Iterator[av.AudioFrame]:
@@ -294,10 +294,13 @@ def _sound_stream(container: av.container.InputContainer, path: Path) -> av.Audi
     return stream
 
 
-def _decoded(container: av.container.InputContainer, stream: av.AudioStream, path: Path) -> Iterator[av.AudioFrame]:
+def _decoded(
+    container: av.container.InputContainer, stream: av.AudioStream, path: Path, level: int
+) -> Iterator[av.AudioFrame]:
+    """Args: level: of the message about what is left out."""
     seconds = Fraction(0)
     try:
-        for frame in _frames(container.demux(stream), path):
+        for frame in _frames(container.demux(stream), path, level):
             seconds += Fraction(frame.samples, frame.sample_rate)
             yield frame
     except av.error.FFmpegError as error:
@@ -307,7 +310,7 @@ def _decoded(container: av.container.InputContainer, stream: av.AudioStream, pat
         ) from error
 
 
-def _frames(packets: Iterable[av.Packet], path: Path) -> Iterator[av.AudioFrame]:
+def _frames(packets: Iterable[av.Packet], path: Path, level: int) -> Iterator[av.AudioFrame]:
     """Decode. One unreadable packet amid good ones is passed over: mp3 files glued together have a header there."""
     fault = None
     for packet in packets:
@@ -319,7 +322,7 @@ def _frames(packets: Iterable[av.Packet], path: Path) -> Iterator[av.AudioFrame]
             fault = error
             continue
         if frames and fault is not None:
-            log.warning("%s: one packet of sound cannot be decoded and is left out (%s)", path, fault.strerror)
+            log.log(level, "%s: one packet of sound cannot be decoded and is left out (%s)", path, fault.strerror)
             fault = None
         yield from frames
     if fault is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import subprocess
@@ -273,13 +274,15 @@ def glued_mp3(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [spoilt_flac, glued_mp3])
-def test_sound_that_can_be_opened_can_be_joined_and_is_heard_as_the_model_hears_it(segments, tmp_path, make):
+def test_sound_that_can_be_opened_can_be_joined_and_is_heard_as_the_model_hears_it(segments, tmp_path, caplog, make):
     source = make(tmp_path)
     join_segments(segments, tmp_path / "out.mp4", audio=source, fps=16, num_frames=sum(LENGTHS))
     with open_sound(source) as heard, open_sound(tmp_path / "out.mp4") as joined:
         num = min(heard.num_samples, joined.num_samples)
         assert num == pytest.approx(16_000 * min(float(heard.duration), sum(LENGTHS) / 16), abs=200)
         assert abs(int(np.abs(heard.read(0, num)).argmax()) - int(np.abs(joined.read(0, num)).argmax())) <= 16
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 1 and "one packet of sound cannot be decoded and is left out" in told[0]
 
 
 def gap_in_mp4(seconds: float) -> float:
