@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..config import FEATURE_WINDOW, SAMPLE_RATE
 from ..errors import MediaError, OutputError
+from .containers import open_media
 
 log = logging.getLogger(__name__)
 
@@ -273,8 +274,7 @@ def check_sound_file(path: Path) -> None:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     try:
-        # a title in another encoding is no reason to fail; a colon in a bare name would make a protocol of it
-        container = av.open(str(path.absolute()), metadata_errors="ignore")
+        container = open_media(path)
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(
             f"{path} cannot be read as sound ({error.strerror}); "

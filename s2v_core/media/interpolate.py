@@ -6,7 +6,7 @@ Knows pictures and rates; the work is FFmpeg's `minterpolate` filter, which PyAV
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
@@ -26,9 +26,18 @@ MOTION = "mi_mode=mci:mc_mode=obmc:me_mode=bidir:vsbmc=1"
 
 @contextmanager
 def at_rate(
-    segments: Sequence[Path], fps: float, to_fps: float, num_frames: int, folder: Path
+    segments: Sequence[Path],
+    fps: float,
+    to_fps: float,
+    num_frames: int,
+    folder: Path,
+    *,
+    on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[Sequence[Path]]:
     """Segments of a video at `fps` as segments at `to_fps` with so many frames in all, which lie in `folder` meanwhile.
+
+    Args:
+        on_frame: called with each frame that is made; whatever it raises ends the work, and leaves nothing behind.
 
     Raises: OutputError.
     """
@@ -37,18 +46,26 @@ def at_rate(
         return
     smooth = folder / "interpolated.mp4"
     try:
-        _write_interpolated(segments, smooth, fps=fps, to_fps=to_fps, num_frames=num_frames)
+        frames = _interpolated_segments(segments, fps=fps, to_fps=to_fps, num_frames=num_frames)
+        write_segment(smooth, _announced(frames, on_frame), fps=to_fps)
         yield (smooth,)
     finally:
         smooth.unlink(missing_ok=True)
 
 
-def _write_interpolated(segments: Sequence[Path], path: Path, *, fps: float, to_fps: float, num_frames: int) -> None:
+def _interpolated_segments(
+    segments: Sequence[Path], *, fps: float, to_fps: float, num_frames: int
+) -> Iterator[np.ndarray]:
     log.info("interpolating from %g to %g frames per second", fps, to_fps)
     pictures = chain.from_iterable(read_frames(segment) for segment in segments)
     from_rate, to_rate = (Fraction(rate).limit_denominator(1001) for rate in (fps, to_fps))
-    frames = interpolated(pictures, fps=from_rate, to_fps=to_rate, num_frames=num_frames)
-    write_segment(path, frames, fps=to_fps)
+    return interpolated(pictures, fps=from_rate, to_fps=to_rate, num_frames=num_frames)
+
+
+def _announced(frames: Iterator[np.ndarray], on_frame: Callable[[], None]) -> Iterator[np.ndarray]:
+    for frame in frames:
+        on_frame()
+        yield frame
 
 
 def interpolated(

@@ -23,7 +23,8 @@ from av.stream import Disposition
 from torch import Tensor
 
 from ..errors import MediaError, OutputError
-from .audio_io import resampled, sound_frames
+from .containers import file_name, open_media, packet_time, reading
+from .sound_track import first_sample, sound_packets
 
 ENCODER_THREADS = 4   # the number changes the bits x264 writes, so it is not the machine's to choose
 REORDER = 2           # frames by which x264 decodes ahead of what it shows, with the three B-frames of its presets
@@ -32,14 +33,7 @@ X264 = {
     "preset": "medium",
     "x264-params": "mbtree=0",   # with it, x264's AVX-512 code gives other bits in a few runs of a hundred
 }
-AAC_BIT_RATE = 192_000
-AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)   # Hz
 UNEVEN_TICK = Fraction(1, 90_000)   # seconds: what frames that do not come evenly are timed in
-PRIMING = Fraction(1, 10)      # seconds of sound before a cut that a decoder may need
-CLOCK_JUMP = Fraction(1, 20)   # seconds back: more than any container rounds by
-MOST_DRIFT = Fraction(1, 50)   # seconds between a file's clock and its samples: less than an eye sees of lips
-# Sound that players accept inside an mp4, by its decoder: the lowest rate that the format allows, Hz.
-COPIED = {"aac": 0, "mp3": 16_000, "mp3float": 16_000, "ac3": 0, "eac3": 0, "alac": 0}
 # Colours by their numbers in ITU-T H.273, which files and encoders share.
 BT709, BT601, BT2020 = 1, 5, 9
 PQ, HLG = 16, 18
@@ -97,14 +91,14 @@ def probe_video(path: Path) -> VideoInfo:
 
     Raises: MediaError for a file that is missing, no video, or without a picture track.
     """
-    with _reading(path), _open_media(path) as container:
+    with reading(path), open_media(path) as container:
         stream = _picture_stream(container, path)
         audio = container.streams.best("audio")
         step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
         starts, stops = [], []
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
-                starts.append(_time(packet, default=len(starts) * step))
+                starts.append(packet_time(packet, default=len(starts) * step))
                 stops.append(starts[-1] + (packet.duration * packet.time_base if packet.duration else step))
         if not starts:
             raise MediaError(f"{path} has a picture track without a single frame; export it again")
@@ -126,7 +120,7 @@ def read_tags(path: Path) -> PixelTags:
 
     Raises: MediaError as `probe_video`.
     """
-    with _reading(path), _open_media(path) as container:
+    with reading(path), open_media(path) as container:
         stream = _picture_stream(container, path)
         frame = next(container.decode(stream), None)
         aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -143,7 +137,7 @@ def read_timed_frames(path: Path) -> Iterator[TimedFrame]:
 
     Raises: MediaError as `probe_video`, and where the file breaks off.
     """
-    with _reading(path), _open_media(path) as container:
+    with reading(path), open_media(path) as container:
         stream = _picture_stream(container, path)
         stream.thread_type = "AUTO"
         step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
@@ -170,29 +164,7 @@ def sound_delay(path: Path) -> Fraction:
     """
     with closing(read_timed_frames(path)) as frames:
         first = next(frames).frame
-        return _first_sample(path) - (Fraction(0) if first.pts is None else first.pts * first.time_base)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong inside is the file's fault, in one sentence."""
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder; name a file in it")
-    if not path.exists():
-        raise MediaError(f"there is no file {path}; check the path")
-    try:
-        yield
-    except (av.error.FFmpegError, OSError) as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror}); copy it again, or convert it to mp4") from error
-
-
-def _open_media(path: Path) -> InputContainer:
-    return av.open(_named(path), metadata_errors="ignore")
-
-
-def _named(path: Path) -> str:
-    """For FFmpeg, which takes what stands before a colon at the beginning of a name for a protocol."""
-    return str(path.absolute())
+        return first_sample(path) - (Fraction(0) if first.pts is None else first.pts * first.time_base)
 
 
 def _picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
@@ -201,11 +173,6 @@ def _picture_stream(container: InputContainer, path: Path) -> av.VideoStream:
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise MediaError(f"{path} has no picture track; give a video file")
     return stream
-
-
-def _time(packet: av.Packet, default: Fraction) -> Fraction:
-    stamp = packet.dts if packet.pts is None else packet.pts
-    return default if stamp is None else stamp * packet.time_base
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
@@ -290,7 +257,7 @@ def join_segments(
         pictures = _joined_packets(segments, container, clock)
         end = clock.ticks[-1] * clock.tick
         end = end if audio_seconds is None else min(end, audio_seconds)
-        sound = _sound_packets(audio, container, start=audio_start, end=end)
+        sound = sound_packets(audio, container, start=audio_start, end=end)
         for packet in heapq.merge(pictures, sound, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
 
@@ -375,7 +342,8 @@ def _output_error(path: Path, error: OSError | av.error.FFmpegError) -> OutputEr
 def _create(path: Path, rate: Fraction) -> OutputContainer:
     ticks = str(rate.numerator * math.ceil(10_000 / rate.numerator))   # a frame is a whole number of ticks
     clocks = {"movie_timescale": ticks, "video_track_timescale": ticks}
-    return av.open(_named(path), "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact", **clocks})
+    options = {"movflags": "+faststart", "fflags": "+bitexact", **clocks}
+    return av.open(file_name(path), "w", format="mp4", options=options)
 
 
 def _h264_stream(
@@ -411,7 +379,7 @@ def _joined_packets(segments: Sequence[Path], container: OutputContainer, clock:
 @contextmanager
 def _segment(path: Path) -> Iterator[InputContainer]:
     try:
-        with av.open(_named(path)) as container:
+        with av.open(file_name(path)) as container:
             yield container
     except (av.error.FFmpegError, OSError) as error:
         raise OutputError(f"{path} is damaged ({error.strerror}); delete it and run the same command again") from error
@@ -441,96 +409,3 @@ def _restamped(
             f"the segments in {segments[0].parent} hold {before} frames and the video has {num_frames}; "
             "delete them and run again"
         )
-
-
-# ---- the sound -----------------------------------------------------------------------------------------------------
-
-
-def _sound_packets(
-    path: Path, container: OutputContainer, *, start: Fraction, end: Fraction
-) -> Iterator[av.Packet]:
-    """Packets of a file's sound for an mp4: what is heard `start` seconds into it at 0, nothing from `end` on."""
-    with _reading(path), _open_media(path) as source:
-        sound = source.streams.best("audio")
-        if sound is None:
-            raise MediaError(f"{path} has no sound track; give a sound file, or a video with sound")
-        if sound.rate >= COPIED.get(sound.codec_context.name, math.inf) and _runs_on(path):
-            return _copied(path, container.add_stream_from_template(sound), start, end)
-        rate = sound.rate if sound.rate in AAC_RATES else AAC_RATES[-1]
-        layout = "mono" if sound.channels == 1 else "stereo"
-        stream = container.add_stream("aac", rate=rate, layout=layout, bit_rate=AAC_BIT_RATE)
-        return _encoded(path, stream, start, end)
-
-
-def _runs_on(path: Path) -> bool:
-    """Whether a file's samples come without gaps on its clock: else its packets would not play when they are heard.
-
-    A clock that starts again is no gap: joined recordings are copied one after the other.
-    """
-    began, heard = None, Fraction(0)   # seconds: the first sample on the file's clock; sound so far
-    for frame in sound_frames(path):
-        if frame.pts is not None:
-            at = frame.pts * frame.time_base - heard
-            if began is None or at - began < -CLOCK_JUMP:
-                began = at
-            if abs(at - began) > MOST_DRIFT:
-                return False
-        heard += Fraction(frame.samples, frame.sample_rate)
-    return True
-
-
-def _copied(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) -> Iterator[av.Packet]:
-    """The file's own packets. Those that only prime the decoder keep their place before 0; players leave them out.
-
-    Where the file's clock starts again (joined recordings), the sound runs on, as it does when it is decoded.
-    """
-    shift, due = -start - _first_sample(path), None   # seconds: added to the file's clock; when the next is due
-    with _reading(path), _open_media(path) as source:
-        for packet in source.demux(source.streams.best("audio")):
-            if not packet.size:
-                continue
-            shown = _time(packet, default=-shift) + shift
-            if due is not None and shown - due < -CLOCK_JUMP:
-                shift, shown = shift + due - shown, due
-            if shown >= end:
-                return
-            due = shown + packet.duration * packet.time_base if packet.duration else None
-            if start and shown < -PRIMING:
-                continue
-            packet.pts = packet.dts = round(shown / packet.time_base)
-            packet.duration = min(packet.duration or 0, math.ceil((end - shown) / packet.time_base))
-            packet.stream = stream
-            yield packet
-
-
-def _first_sample(path: Path) -> Fraction:
-    """When the first sample that a decoder gives sounds, on the file's clock: coders put silence before it."""
-    for frame in sound_frames(path):
-        return Fraction(0) if frame.pts is None else frame.pts * frame.time_base
-    raise MediaError(f"{path} has a sound track without a single sample; export it again")
-
-
-def _encoded(path: Path, stream: av.AudioStream, start: Fraction, end: Fraction) -> Iterator[av.Packet]:
-    """The file's sound as AAC: mono stays mono, more channels become stereo."""
-    skipped, left, done = round(start * stream.rate), math.ceil(end * stream.rate), 0   # samples
-    for frame in resampled(path, sample_format="fltp", layout=stream.layout.name, rate=stream.rate):
-        first = min(skipped, frame.samples)
-        last = min(first + left, frame.samples)
-        skipped -= first
-        if first < last:
-            frame = _part(frame, first, last)
-            frame.pts, frame.time_base = done, Fraction(1, stream.rate)
-            done, left = done + frame.samples, left - frame.samples
-            yield from stream.encode(frame)
-    yield from stream.encode(None)
-
-
-def _part(frame: av.AudioFrame, first: int, last: int) -> av.AudioFrame:
-    """The samples from `first` up to `last`."""
-    if (first, last) == (0, frame.samples):
-        return frame
-    part = av.AudioFrame.from_ndarray(
-        np.ascontiguousarray(frame.to_ndarray()[:, first:last]), format="fltp", layout=frame.layout.name
-    )
-    part.sample_rate = frame.sample_rate
-    return part
