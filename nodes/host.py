@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
+from io import BytesIO
 from pathlib import Path
 
+import av
 import comfy.conds
 import comfy.latent_formats
 import comfy.ldm.wan.vae
@@ -48,6 +51,9 @@ SAMPLERS: tuple[str, ...] = tuple(comfy.samplers.SAMPLER_NAMES)
 SCHEDULERS: tuple[str, ...] = tuple(comfy.samplers.SCHEDULER_NAMES)
 PREVIEW_SIZE = 512   # pixels of a picture's longer side, in the browser
 
+FINEST = 6           # constant rate factor of h264 that is read again
+
+Video = object     # the host's VIDEO
 Sampler = object   # what the host's samplers take for one
 
 
@@ -85,6 +91,28 @@ def nothing_because(reason: str) -> ExecutionBlocker:
 def video_file(path: Path) -> InputImpl.VideoFromFile:
     """A VIDEO that stays on disk."""
     return InputImpl.VideoFromFile(str(path))
+
+
+def whole_source(video: Video) -> str | BytesIO | None:
+    """The file or the bytes of a VIDEO; None where it shows something else: frames, or what a node left of a file.
+
+    Later hosts trim and crop a file when it is read their way, and go on naming the whole file.
+    """
+    if isinstance(video, InputImpl.VideoFromComponents):
+        return None
+    source = video.get_stream_source()
+    whole = InputImpl.VideoFromFile(source)
+    try:
+        same = video.get_dimensions() == whole.get_dimensions() and video.get_duration() == whole.get_duration()
+    except (OSError, ValueError, av.error.FFmpegError):
+        return source   # whoever reads it says what is wrong with it
+    return source if same else None
+
+
+def save_video(video: Video, path: Path) -> None:
+    """What a VIDEO shows as an mp4, as close to it as this host can. Raises: OSError, ValueError, FFmpegError."""
+    finest = {"crf": FINEST} if "crf" in signature(video.save_to).parameters else {}
+    video.save_to(str(path), **finest)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------

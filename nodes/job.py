@@ -5,11 +5,12 @@ Knows the host's IMAGE, VIDEO and CONDITIONING; computes nothing.
 
 from __future__ import annotations
 
-import hashlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import av
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..s2v_core.cast import Cast
 from ..s2v_core.conditioning.image import fit_picture
 from ..s2v_core.conditioning.pose import PoseVideo
-from ..s2v_core.errors import ConfigError, ShapeError
+from ..s2v_core.errors import ConfigError, MediaError, ShapeError
 from ..s2v_core.geometry import VideoSize, fit_size
 from ..s2v_core.media.video_io import probe_video, read_timed_frames
 from ..s2v_core.request import with_first_window
@@ -26,6 +27,7 @@ from ..s2v_core.video.color import ColourMatch, Grade
 from ..s2v_core.video.generate import clip_inputs, kept_frames, open_stream
 from ..s2v_core.video.memory import after, blank_memory, memory_from_image
 from ..s2v_core.video.storyboard import Scene, Script, direct, place_scenes, unseen
+from ..s2v_core.video.take import file_digest
 from ..s2v_core.video.timeline import plan_clips
 from . import host
 from .codec import HostCodec, codec_of
@@ -255,7 +257,7 @@ def pose_control(strength: float, start: float, end: float, steps: int, fps: flo
     )
 
 
-def open_pose(video: object, size: VideoSize, fps: float, skip: float = 0.0) -> PoseVideo:
+def open_pose(video: host.Video, size: VideoSize, fps: float, skip: float = 0.0) -> PoseVideo:
     """A host VIDEO as pose frames by their time, whatever its frame rate; read from disk as it is needed.
 
     Raises: MediaError; ConfigError where nothing is left behind its first `skip` seconds.
@@ -272,13 +274,26 @@ def _unposed(pose: PoseVideo | None, control: PoseControl, num_frames: int, fps:
     return pose.ends_early(min(num_frames, control.stop_frame or num_frames) / fps)
 
 
-def video_path(video: object) -> Path:
-    """The file of a VIDEO; one that is only in memory goes into the host's temporary folder."""
-    source = video.get_stream_source()
+def video_path(video: host.Video) -> Path:
+    """The file of a VIDEO; one that is only in memory, trimmed or cropped goes into the host's temporary folder.
+
+    Raises: MediaError when it cannot be written there.
+    """
+    source = host.whole_source(video)
     if isinstance(source, str):
         return Path(source)
-    content = source.getvalue()
-    path = host.temp_folder() / f"wan_s2v_{hashlib.sha256(content).hexdigest()[:16]}.mp4"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+    host.temp_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="wan_s2v_", dir=host.temp_folder()) as folder:
+        path = Path(folder) / "video.mp4"
+        try:
+            if source is None:
+                host.save_video(video, path)
+            else:
+                path.write_bytes(source.getvalue())
+        except (OSError, ValueError, av.error.FFmpegError) as error:
+            raise MediaError(
+                f"what is left of the video input cannot be written to a file ({error}): save it with Save Video, and "
+                "load that file"
+            ) from error
+        kept = host.temp_folder() / f"wan_s2v_{file_digest(path)[:16]}.mp4"
+        return kept if kept.is_file() else path.replace(kept)

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 
+import av
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from s2v_core.config import WAN_LATENT_MEAN, WAN_LATENT_STD
 from s2v_core.ops import layers
 
+from ..core.dub_footage import write_video
 from .server import ROOT
 
 
@@ -93,6 +95,51 @@ class CFGGuider:
         self.cfg = cfg
 
 
+class VideoFromComponents:
+    """Frames in memory; to bytes it cannot be written, as on older hosts."""
+
+    def __init__(self, pictures, rate):
+        self.pictures, self.rate = pictures, rate
+
+    def get_stream_source(self):
+        raise ValueError("Could not determine output format")
+
+    def save_to(self, path, metadata=None):
+        write_video(path, self.pictures, self.rate)
+
+
+class VideoFromFile:
+    """A file, or what is shown of it, as on later hosts."""
+
+    def __init__(self, file, *, start_time=0.0, duration=0.0, crop=None):
+        self.file, self.start_time, self.duration, self.crop = file, start_time, duration, crop
+
+    def get_stream_source(self):
+        if not isinstance(self.file, str):
+            self.file.seek(0)
+        return self.file
+
+    def get_dimensions(self):
+        with av.open(self.get_stream_source()) as container:
+            stream = container.streams.video[0]
+            return self.crop[2:] if self.crop else (stream.width, stream.height)
+
+    def get_duration(self):
+        with av.open(self.get_stream_source()) as container:
+            left = container.duration / av.time_base - self.start_time
+        return min(self.duration, left) if self.duration else left
+
+    def save_to(self, path, metadata=None, crf=None):
+        with av.open(self.file) as container:
+            rate = container.streams.video[0].average_rate
+            end = self.start_time + self.get_duration()
+            left, top, width, height = self.crop or (0, 0, *self.get_dimensions())
+            write_video(path, [
+                frame.to_ndarray(format="rgb24")[top : top + height, left : left + width]
+                for frame in container.decode(video=0) if self.start_time <= frame.time < end
+            ], rate)  # fmt: skip
+
+
 class ProgressBar:
     """Keeps what it was told."""
 
@@ -158,7 +205,9 @@ def fake_modules(root):
         "comfy_execution": {},
         "comfy_execution.graph_utils": {"ExecutionBlocker": SimpleNamespace},
         "comfy_api.latest": {
-            "ComfyExtension": object, "InputImpl": SimpleNamespace(VideoFromFile=object), "io": Io("io"),
+            "ComfyExtension": object,
+            "io": Io("io"),
+            "InputImpl": SimpleNamespace(VideoFromFile=VideoFromFile, VideoFromComponents=VideoFromComponents),
         },
     }  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_footage_without_its_package_names_the_line_that_brings_it(pack, monkeyp
     monkeypatch.setitem(sys.modules, "mediapipe.python.solutions.holistic", None)
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     (tmp_path / "dancer.mp4").write_bytes(b"footage")
-    video = SimpleNamespace(get_stream_source=lambda: str(tmp_path / "dancer.mp4"))
+    video = part(pack, "nodes.host").video_file(tmp_path / "dancer.mp4")
     with pytest.raises(Exception, match="pip install 'mediapipe"):
         part(pack, "nodes.footage").drawn_video(video, 16.0, node_id=None)
 

@@ -54,6 +54,14 @@ def test_the_mouth_is_new_and_the_rest_is_the_footages(server, shot, sampler, sc
     assert off[:, :30].mean() < 6 < 20 < off[:, 40:48, 26:40].mean()
 
 
+def test_frames_that_a_node_made_a_video_of_are_dubbed_too(server, shot):
+    prompt = dub(video=["made", 0])
+    prompt["parts"] = {"class_type": "GetVideoComponents", "inputs": {"video": ["shot", 0]}}
+    prompt["made"] = {"class_type": "CreateVideo", "inputs": {"images": ["parts", 0], "fps": 25.0}}
+    (path,) = server.files(server.run(prompt))
+    assert np.abs(pictures(path)[:10, :30].astype(int) - shot[:, :30]).mean() < 12
+
+
 def test_weaker_dubs_keep_more(server, shot):
     def change(strength):
         (path,) = server.files(server.run(dub(strength=strength, steps=6)))

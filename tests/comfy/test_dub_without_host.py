@@ -59,7 +59,7 @@ def dub(pack, monkeypatch, tmp_path):
     def run(fill=None):
         monkeypatch.setattr(dubbing, "fill_with_dub", lambda take, work, lent, watch: fill(take, work, watch))
         return dubbing.dub_video(
-            dubbing.request_of(SimpleNamespace(get_stream_source=lambda: str(shot)), draw_every=1),
+            dubbing.request_of(part(pack, "nodes.host").video_file(shot), draw_every=1),
             model=model, model_area=64 * 64, positive=words, negative=words,
             vae=vae, sound=sound, mask=mask, side=64, node_id=None,
             sampling=part(pack, "nodes.sampling").Sampling(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import partial
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from s2v_core.media.video_io import read_timed_frames
 from s2v_core.models.dit import WanS2VTransformer
 from s2v_core.ops import layers
 
 from ..core.checkpoints_tiny import CONFIG, randomised
+from ..core.dub_footage import noise_pictures, write_video
 from .fake_host import load_pack, part
 from .server import ROOT
 
@@ -264,6 +267,54 @@ def test_a_mask_is_read_in_every_shape_that_nodes_give(pack, shape):
 def test_what_is_no_mask_is_refused_with_its_shape(pack, shape):
     with pytest.raises(Exception, match=rf"the mask input is \[{', '.join(map(str, shape))}\]"):
         part(pack, "nodes.pictures").mask_pictures(torch.ones(shape))
+
+
+@pytest.fixture
+def shot(tmp_path):
+    """A second of footage."""
+    return write_video(tmp_path / "shot.mp4", noise_pictures(25), 25)
+
+
+def frames_of(path):
+    return np.stack([frame.picture() for frame in read_timed_frames(path)]).astype(int)
+
+
+@pytest.mark.parametrize("left, seen", [
+    ({"start_time": 0.2}, np.s_[5:]), ({"duration": 0.38}, np.s_[:10]),
+    ({"crop": (8, 16, 32, 40)}, np.s_[:, 16:56, 8:40]),
+    ({"start_time": 0.2, "duration": 0.38, "crop": (0, 0, 64, 32)}, np.s_[5:15, :32]),
+])  # fmt: skip
+def test_what_a_node_trimmed_or_cropped_of_a_video_is_what_is_read(pack, shot, left, seen):
+    host, video_path = part(pack, "nodes.host"), part(pack, "nodes.job").video_path
+    video = host.InputImpl.VideoFromFile(str(shot), **left)
+    path, expected = video_path(video), frames_of(shot)[seen]
+    assert frames_of(path).shape == expected.shape and np.abs(frames_of(path) - expected).mean() < 6
+    assert path.parent == host.temp_folder() and video_path(video) == path, "named by its content"
+    assert list(host.temp_folder().iterdir()) == [path]
+
+
+def test_a_whole_file_is_read_where_it_is_and_other_videos_from_the_temporary_folder(pack, shot, tmp_path):
+    host, video_path = part(pack, "nodes.host"), part(pack, "nodes.job").video_path
+    assert video_path(host.video_file(shot)) == shot and not host.temp_folder().exists()
+    in_memory = video_path(host.InputImpl.VideoFromFile(BytesIO(shot.read_bytes())))
+    assert in_memory.parent == host.temp_folder() and in_memory.read_bytes() == shot.read_bytes()
+    made = video_path(host.InputImpl.VideoFromComponents(noise_pictures(5), 25))
+    assert made.parent == host.temp_folder() and len(frames_of(made)) == 5
+
+
+def test_a_video_that_cannot_be_written_is_told_in_a_sentence_and_leaves_nothing(pack, shot):
+    host, errors = part(pack, "nodes.host"), part(pack, "s2v_core.errors")
+    video = host.InputImpl.VideoFromFile(str(shot), start_time=0.2)
+    video.save_to = lambda path, metadata=None: open(path, "wb").close() or int("no frames")
+    with pytest.raises(errors.MediaError, match="cannot be written to a file .*no frames"):
+        part(pack, "nodes.job").video_path(video)
+    assert list(host.temp_folder().iterdir()) == []
+
+
+def test_a_file_that_is_no_video_is_left_to_whoever_reads_it(pack, tmp_path):
+    (tmp_path / "shot.mp4").write_bytes(b"no video")
+    path = part(pack, "nodes.job").video_path(part(pack, "nodes.host").video_file(tmp_path / "shot.mp4"))
+    assert path == tmp_path / "shot.mp4"
 
 
 def test_a_fingerprint_sees_numbers_inside_anything_and_not_where_they_are_kept(pack):
