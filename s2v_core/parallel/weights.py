@@ -7,7 +7,7 @@ model as before, with tensors that are rows of the whole ones.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -20,22 +20,31 @@ from ..models.dit import WanS2VTransformer
 from ..models.dit_blocks import CrossAttention
 
 
-def shard_layers(model: WanS2VTransformer, mesh: DeviceMesh) -> None:
+def shard_layers(
+    model: WanS2VTransformer, mesh: DeviceMesh, *, prepare: Callable[[nn.Module], None] | None = None
+) -> None:
     """Shard a transformer's blocks and audio layers over a mesh of one dim; what is left is for `shard_rest`.
 
     They are gathered one by one, in the dtype they compute in, and gradients are summed in float32. Weights may still
     be in host memory. Keys and values of the prompt and of the sound are made outside the blocks' forward, so what
     makes them is gathered by itself.
+
+    Args:
+        prepare: told of every layer just before it is sharded: what it copies there is one layer's, never the model's.
     """
+    prepare = prepare or _leave
     policy = _policy(model.compute_dtype)
     injector = model.audio_injector
     for layer in injector.injector:
+        prepare(layer)
         _shard_together([layer.k, layer.norm_k, layer.v], mesh, policy)
         _shard_together([layer.q, layer.norm_q, layer.o], mesh, policy)
     if injector.use_adain:
         for adain in injector.injector_adain_layers:
+            prepare(adain)
             fully_shard(adain, mesh=mesh, mp_policy=policy)
     for block in model.blocks:
+        prepare(block)
         attention: CrossAttention = block.cross_attn
         _shard_together([attention.k, attention.norm_k, attention.v], mesh, policy)
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -50,6 +59,10 @@ def shard_rest(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh, mp_policy=_policy(None), reshard_after_forward=False)
     # Torch warns of results that are views, in case they are changed in place; ours are not.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+def _leave(module: nn.Module) -> None:
+    """As it is."""
 
 
 def _policy(dtype: torch.dtype | None) -> MixedPrecisionPolicy:

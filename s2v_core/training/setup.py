@@ -6,9 +6,11 @@ Knows configs and weight files; not data, steps or outputs.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..checkpoints import keymaps
 from ..checkpoints.files import open_weights
@@ -26,7 +28,7 @@ from ..placement import DTYPES
 from .config import TrainConfig
 from .initialise import add_nothing_yet, initialise
 from .lora import add_lora
-from .student import PromptEncoder, Student, checkpoint_blocks, compile_blocks
+from .student import PromptEncoder, Student, checkpoint_blocks, compile_blocks, store_weights
 from .windows import load_empty_prompt
 
 log = logging.getLogger(__name__)
@@ -61,32 +63,42 @@ def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | N
     if source.trained == "lora":
         add_lora(transformer, rank=source.lora_rank, alpha=source.lora_alpha, seed=config.run.seed)
     student.choose_trained(source.trained)
-    student.store_frozen(DTYPES[source.frozen_dtype])
+    store = partial(store_weights, frozen=DTYPES[source.frozen_dtype])
     if source.checkpoint_blocks:
         checkpoint_blocks(transformer)
     if source.compile_blocks:
         compile_blocks(transformer)
     if ranks is None or ranks.meshes is None:
-        return student.to(device)
+        student.to(device)
+        store(transformer)
+        return student
     share_sequences(transformer, ranks)
-    shard_layers(transformer, ranks.meshes.world)   # brings each part to its device by itself
+    shard_layers(transformer, ranks.meshes.world, prepare=store)   # brings each part to its device by itself
+    store(transformer)
     shard_rest(student, ranks.meshes.world)
     return student
 
 
 def build_transformer(settings: ModelConfig, weights: Path | None, *, seed: int) -> WanS2VTransformer:
-    """The transformer in float32: of S2V weights, on top of Wan text-to-video weights, or fresh.
+    """The transformer: of S2V weights, on top of Wan text-to-video weights, or fresh.
+
+    What a file has keeps the file's dtype and stays memory-mapped, so that processes which each keep a share of it need
+    no copy of all of it; what is fresh is float32.
 
     Raises: CheckpointError for weights of something else.
     """
-    model = WanS2VTransformer(settings.transformer)
     if weights is None:
+        model = WanS2VTransformer(settings.transformer)
         initialise(model, seed=seed)
         return model
+    model = WanS2VTransformer(settings.transformer, device="meta")
     kind, _ = keymaps.identify(open_weights(weights).tensors)
     if kind.component == "transformer":
-        load_into(model, read_component(weights, "transformer"), path=weights, dtype=torch.float32)
+        load_into(model, read_component(weights, "transformer"), path=weights)
     elif _is_text_to_video(kind):
+        for name, part in model.named_children():
+            if not f"{name}.".startswith(SHARED):
+                part.to_empty(device="cpu")
         initialise(model, seed=seed)
         add_nothing_yet(model)
         take_text_to_video(model, weights)
@@ -95,16 +107,15 @@ def build_transformer(settings: ModelConfig, weights: Path | None, *, seed: int)
     return model.train()
 
 
-@torch.no_grad()
 def take_text_to_video(model: WanS2VTransformer, path: Path) -> None:
-    """Copy what a Wan text-to-video model shares with S2V; what it lacks is left as it is.
+    """Give a model what a Wan text-to-video model shares with S2V; what it lacks is left as it is.
 
     Raises: CheckpointError when a block has no weights there, or a shape differs.
     """
     file = open_weights(path)
     _, prefix = keymaps.identify(file.tensors)
     tensors = {name.removeprefix(prefix): stored for name, stored in fold_scales(file).items()}
-    for name, parameter in model.named_parameters():
+    for name, parameter in list(model.named_parameters()):
         stored = tensors.get(name)
         if stored is None and name.startswith(SHARED):
             raise CheckpointError(f"{path} lacks {name}: it is incomplete, or of a smaller model than the config")
@@ -114,7 +125,9 @@ def take_text_to_video(model: WanS2VTransformer, path: Path) -> None:
             raise CheckpointError(
                 f"{path} has {name} of shape {list(stored.shape)} where the config asks for {list(parameter.shape)}"
             )
-        parameter.copy_(stored.dense(torch.float32))
+        module, _, leaf = name.rpartition(".")
+        tensor = stored.dense(torch.float32 if stored.is_packed else None)
+        setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
 
 
 def _is_text_to_video(kind: keymaps.Kind) -> bool:
@@ -135,5 +148,5 @@ def build_prompts(settings: ModelConfig, weights: Path | None, *, seed: int) -> 
         torch.manual_seed(seed)
         encoder = build_text_encoder(settings.text_encoder)
     if weights is not None:
-        load_into(encoder, read_component(weights, "text_encoder"), path=weights, dtype=torch.float32)
+        load_into(encoder, read_component(weights, "text_encoder"), path=weights)
     return PromptEncoder(encoder, byte_tokenizer, max_tokens=settings.transformer.text_len)

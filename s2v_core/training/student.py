@@ -83,15 +83,20 @@ class Student(nn.Module):
             for name in SOUND_MODULES:
                 self.transformer.get_submodule(name).requires_grad_(True)
 
-    @torch.no_grad()
-    def store_frozen(self, dtype: torch.dtype) -> None:
-        """Keep the weights that do not learn in `dtype`; layers bring them to their input's at use."""
-        for parameter in self.transformer.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
-
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def store_weights(module: nn.Module, *, frozen: torch.dtype) -> None:
+    """Keep weights that learn in float32 and the others in `frozen`, whatever their file had.
+
+    Layers bring them to their input's dtype at use.
+    """
+    for parameter in module.parameters():
+        wanted = torch.float32 if parameter.requires_grad else frozen
+        if parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
 
 
 def checkpoint_blocks(model: WanS2VTransformer) -> None:

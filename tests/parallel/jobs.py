@@ -37,7 +37,7 @@ from s2v_core.training.config import ObjectiveConfig, OptimizerConfig
 from s2v_core.training.export import export_student
 from s2v_core.training.lora import add_lora, export_lora
 from s2v_core.training.objective import Batch, draw, velocity_loss
-from s2v_core.training.student import Student, checkpoint_blocks
+from s2v_core.training.student import Student, checkpoint_blocks, store_weights
 from s2v_core.training.trainer import Trainer
 from s2v_core.training.windows import save_window
 from s2v_core.types import ClipInputs, SamplerSettings
@@ -100,7 +100,7 @@ def make_student(kind: str = "plain") -> Student:
             for name, parameter in student.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-        student.store_frozen(torch.bfloat16)
+        store_weights(student.transformer, frozen=torch.bfloat16)
     student.choose_trained({"audio": "audio", "lora": "lora"}.get(kind, "all"))
     student.transformer.compute_dtype = torch.bfloat16 if kind == "bf16" else torch.float32
     if kind in ("checkpointed", "audio", "lora"):

@@ -15,6 +15,7 @@ from s2v_core.training.config import ObjectiveConfig, OptimizerConfig
 from s2v_core.training.estimate import num_trained
 from s2v_core.training.lora import add_lora, export_lora
 from s2v_core.training.objective import draw, velocity_loss
+from s2v_core.training.student import store_weights
 from s2v_core.training.trainer import Trainer
 
 from .test_estimate import FULL
@@ -97,7 +98,7 @@ def velocity(model, batch):
 def test_frozen_weights_may_be_kept_in_bf16():
     student = lora_student()
     exact = velocity(student.transformer, tiny_batch())
-    student.store_frozen(torch.bfloat16)
+    store_weights(student.transformer, frozen=torch.bfloat16)
     assert {p.dtype for p in student.trained().values()} == {torch.float32}
     assert student.transformer.blocks[0].ffn[0].base_layer.weight.dtype == torch.bfloat16
     assert 0 < (velocity(student.transformer, tiny_batch()) - exact).norm() / exact.norm() < 0.05

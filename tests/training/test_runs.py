@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2v_core.checkpoints.loading import load_model
 from s2v_core.cli import main as command
@@ -31,7 +32,7 @@ from s2v_core.training.command import TrainProgress, dry_run, lacks_weights, wit
 from s2v_core.training.config import ModelSource, RunConfig, TrainConfig, from_settings, read_train_config
 from s2v_core.training.precompute import PrecomputeReport
 from s2v_core.training.run import export, make_trainer, train
-from s2v_core.training.setup import build_prompts, build_transformer
+from s2v_core.training.setup import SHARED, build_prompts, build_student, build_transformer
 from s2v_core.training.trainer import StepReport
 from s2v_core.training.validate import Validation
 from s2v_core.training.windows import load_empty_prompt, save_empty_prompt, save_window
@@ -274,8 +275,7 @@ def test_training_starts_from_s2v_weights(tmp_path):
 
 def test_training_starts_from_text_to_video_weights_with_silent_new_modules(tmp_path):
     model = tiny_transformer(seed=4)
-    shared = ("blocks.", "patch_embedding.", "text_embedding.", "time_embedding.", "time_projection.", "head.")
-    weights = {name: p for name, p in model.state_dict().items() if name.startswith(shared)}
+    weights = {name: p for name, p in model.state_dict().items() if name.startswith(SHARED)}
     path = tmp_path / "t2v.safetensors"
     save_file(weights, path)
     settings = ModelConfig(name="t", transformer=CONFIG)
@@ -286,6 +286,60 @@ def test_training_starts_from_text_to_video_weights_with_silent_new_modules(tmp_
     save_file(weights, path)
     with pytest.raises(CheckpointError, match="lacks blocks.1.ffn.2.weight"):
         build_transformer(settings, path, seed=0)
+
+
+class Made(TorchDispatchMode):
+    """Counts the bytes of tensors that are newly made on the CPU."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.device.type == "cpu" and not func.is_view and out._base is None:
+            if not any(isinstance(x, torch.Tensor) and x.data_ptr() == out.data_ptr() for x in args):
+                self.bytes += out.nbytes
+        return out
+
+
+@pytest.mark.parametrize("kind", ["s2v", "t2v"])
+@pytest.mark.parametrize("trained", ["all", "audio", "lora"])
+def test_starting_copies_no_weight_that_does_not_learn_and_draws_none_that_a_file_has(
+    settings, tmp_path, trained, kind
+):
+    weights = {name: p.detach().bfloat16() for name, p in tiny_transformer(seed=4).named_parameters()}
+    given = {name: p for name, p in weights.items() if kind == "s2v" or name.startswith(SHARED)}
+    save_file(given, tmp_path / "w.safetensors")
+    save_empty_prompt(tmp_path / "windows", torch.ones(2, 12), model="m")
+    settings["model"] |= {"weights": str(tmp_path / "w.safetensors"), "trained": trained, "frozen_dtype": "bf16",
+                          "lora_rank": 1, "text_encoder": "frozen"}  # fmt: skip
+    with Made() as made:
+        student = build_student(config_of(settings), device=CPU)
+    kept = {name.replace(".base_layer", ""): p for name, p in student.named_parameters()}
+    assert {(p.requires_grad, p.dtype) for p in kept.values()} <= {(True, torch.float32), (False, torch.bfloat16)}
+    for name, tensor in given.items():
+        parameter = kept[f"transformer.{name}"]
+        assert torch.equal(parameter, tensor.to(parameter.dtype)), name
+    fresh = sum(weights[name].numel() * 4 for name in weights.keys() - given.keys())
+    learnt = sum(p.nbytes for p in student.trained().values())
+    assert made.bytes < 2 * (fresh + learnt) + 10_000
+
+
+def test_what_is_fresh_beside_text_to_video_weights_is_the_same_every_time(tmp_path):
+    weights = {name: p for name, p in tiny_transformer().state_dict().items() if name.startswith(SHARED)}
+    save_file(weights, tmp_path / "t2v.safetensors")
+    first, second = (
+        build_transformer(ModelConfig(name="t", transformer=CONFIG), tmp_path / "t2v.safetensors", seed=1).state_dict()
+        for _ in range(2)
+    )
+    assert all(torch.equal(tensor, second[name]) and tensor.isfinite().all() for name, tensor in first.items())
+
+
+def test_training_does_not_change_the_file_that_it_starts_from(settings, tmp_path):
+    save_file(tiny_transformer(seed=4).state_dict(), tmp_path / "w.safetensors")
+    before = (tmp_path / "w.safetensors").read_bytes()
+    settings["model"]["weights"] = str(tmp_path / "w.safetensors")
+    train(config_of(settings, steps=2), device=CPU, progress=Silent())
+    assert (tmp_path / "w.safetensors").read_bytes() == before
 
 
 def test_training_does_not_start_from_something_else(tmp_path):
