@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..s2v_core.dub.request import DubRequest
 from ..s2v_core.dub.run import SQUARE, who_says_where
 from ..s2v_core.errors import ConfigError, MediaError
 from ..s2v_core.geometry import VideoSize, fit_size
-from ..s2v_core.media.video_io import read_timed_frames
+from ..s2v_core.media.video_io import probe_video, read_timed_frames
 from ..s2v_core.video.take import Take
 from . import host
 from .codec import HostCodec, codec_of
@@ -73,7 +74,9 @@ def dub_video(
             "one person after the other (face, or a mask)"
         )
     size = VideoSize(width=side, height=side) if side else fit_size(SQUARE, SQUARE, model_area)
-    work = find_work(request, *_where(request, mask), size, float(sound.heard.seconds))
+    work = find_work(
+        request, *_where(request, mask), size, float(sound.heard.seconds), on_frame=_looking(request.video, node_id)
+    )
     codec = codec_of(vae)
     denoising = partial(HostDenoiser, model, [positive] * len(work.clips), negative, sampling)
     shared = _fingerprint(work, denoising(lambda _: None), sound, mask, codec)
@@ -99,6 +102,13 @@ def dub_video(
         _join(take, work, sound, output)
     shutil.rmtree(folder, ignore_errors=True)
     return output, str(work)
+
+
+def _looking(video: Path, node_id: str | None) -> Callable[[float], None]:
+    """A bar for the search of faces: told the seconds that were looked through, it shows them and hears Cancel."""
+    tenths = max(1, round(10 * probe_video(video).duration))
+    bar = host.Progress(tenths, node_id)
+    return lambda seconds: bar.show(min(tenths, round(10 * seconds)))
 
 
 def _where(request: DubRequest, mask: Tensor | None) -> tuple[Faces, Region]:

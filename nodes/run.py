@@ -193,7 +193,9 @@ def _join(take: Take, job: Job, sound: DrivingSound, output_fps: float, output: 
     num_frames = sound.num_frames(output_fps)
     try:
         write_wav(wav, sound.heard)
-        with at_rate(take.segments, job.settings.fps, output_fps, num_frames, take.folder) as segments:
+        with at_rate(
+            take.segments, job.settings.fps, output_fps, num_frames, take.folder, on_frame=host.stop_if_asked
+        ) as segments:
             join_segments(segments, output, audio=wav, fps=output_fps, num_frames=num_frames)
     finally:
         wav.unlink(missing_ok=True)

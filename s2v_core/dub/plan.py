@@ -6,7 +6,7 @@ Knows the footage, the sound's length and the face's track; no models and no pix
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -105,16 +105,25 @@ class DubPlan(RunPlan):
         return "\n".join([str(self.work), *self.lines(len(self.work.clips))])
 
 
-def find_work(request: DubRequest, faces: Faces, region: Region, size: VideoSize, sound_seconds: float) -> Work:
+def find_work(
+    request: DubRequest,
+    faces: Faces,
+    region: Region,
+    size: VideoSize,
+    sound_seconds: float,
+    *,
+    on_frame: Callable[[float], None] = lambda seconds: None,
+) -> Work:
     """Look through the footage once, and plan.
 
     Args:
         faces, region: who says where faces are, and what is made anew of them.
         size: at which the model draws.
+        on_frame: told the time of each frame that was looked at, seconds since the first; whatever it raises ends this.
 
     Raises: MediaError for footage that cannot be read, or without a face to dub.
     """
-    shot, seen = _look_through(request, faces)
+    shot, seen = _look_through(request, faces, on_frame)
     track = follow(seen, shot.cuts, step=shot.step, is_given=faces.is_given, which=request.face)
     timeline = make_timeline(shot, sound_seconds, request.length)
     reasons = _reasons_to_leave(request, timeline, track)
@@ -136,7 +145,9 @@ def _how_often(draw_every: int) -> str:
     return f", one frame of {draw_every}; those between are blended"
 
 
-def _look_through(request: DubRequest, faces: Faces) -> tuple[Shot, list[Sequence[Face]]]:
+def _look_through(
+    request: DubRequest, faces: Faces, on_frame: Callable[[float], None]
+) -> tuple[Shot, list[Sequence[Face]]]:
     """Every frame of the footage once: when it shows, what is on it."""
     times, changes, seen = [], [], []
     change, size = Changes(), (0, 0)
@@ -148,6 +159,7 @@ def _look_through(request: DubRequest, faces: Faces) -> tuple[Shot, list[Sequenc
         times.append(frame.seconds)
         changes.append(change.of(picture))
         seen.append(faces.seen(number, frame.seconds, picture) if _is_asked_for(request, frame.seconds) else ())
+        on_frame(frame.seconds)
     return describe_shot(request.video, times, changes, size), seen
 
 

@@ -98,3 +98,25 @@ def test_a_dub_that_goes_on_begins_where_it_was_and_ends_at_the_whole(pack, dub,
     values = [value for value, _ in again.shown]
     assert first.shown[-1][0] == STEPS and path.read_bytes() == b"joined"
     assert values[0] == STEPS and values == sorted(values) and values[-1] == again.total == 2 * STEPS
+
+
+def test_looking_for_faces_has_a_bar_of_its_own(pack, dub, bars):
+    dub(one_clip(pack, cancel=False))
+    looking, drawing = bars
+    values = [value for value, _ in looking.shown]
+    assert len(values) == RATE * SECONDS and values == sorted(values)
+    assert looking.total - 1 <= values[-1] <= looking.total == 10 * SECONDS and drawing.total == 2 * STEPS
+
+
+def test_cancel_is_heard_while_faces_are_looked_for(pack, dub, bars, monkeypatch):
+    bar = part(pack, "nodes.host").comfy.utils.ProgressBar
+
+    def cancelled(*args, **kwargs):
+        made = bar(*args, **kwargs)
+        made.update_absolute = lambda value, **more: int("pressed") if value >= 10 else None
+        return made
+
+    monkeypatch.setattr(part(pack, "nodes.host").comfy.utils, "ProgressBar", cancelled)
+    with pytest.raises(ValueError, match="pressed"):
+        dub()
+    assert len(bars) == 1

@@ -317,6 +317,23 @@ def test_a_file_that_is_no_video_is_left_to_whoever_reads_it(pack, tmp_path):
     assert path == tmp_path / "shot.mp4"
 
 
+def test_cancel_is_heard_while_frames_are_interpolated_and_nothing_is_left_of_them(pack, monkeypatch, shot, tmp_path):
+    run, waveform, asked = part(pack, "nodes.run"), part(pack, "nodes.waveform"), []
+
+    def asked_to_stop():
+        asked.append(None)
+        assert len(asked) < 3, "Cancel"
+
+    monkeypatch.setattr(run.host, "stop_if_asked", asked_to_stop)
+    heard = waveform.Waveform(samples=torch.rand(1, 16000), sample_rate=16000)
+    sound = SimpleNamespace(heard=heard, num_frames=lambda fps: round(fps))
+    job = SimpleNamespace(settings=SimpleNamespace(fps=25.0))
+    take = SimpleNamespace(segments=[shot], folder=tmp_path)
+    with pytest.raises(AssertionError, match="Cancel"):
+        run._join(take, job, sound, 30.0, tmp_path / "out.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["shot.mp4"]
+
+
 def test_a_fingerprint_sees_numbers_inside_anything_and_not_where_they_are_kept(pack):
     digest = part(pack, "nodes.run").digest
 

@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from s2v_core.media.interpolate import interpolated
+from s2v_core.media.interpolate import at_rate, interpolated
+from s2v_core.media.video_io import write_segment
 
 SIDE = 96
 
@@ -55,3 +56,18 @@ def test_at_a_cut_nothing_is_mixed():
 def test_the_same_pictures_give_the_same_frames():
     one, other = (list(interpolated(moving(8), fps=Fraction(16), to_fps=Fraction(25), num_frames=12)) for _ in "ab")
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_is_raised_at_a_frame_ends_the_work_and_leaves_nothing(tmp_path):
+    write_segment(tmp_path / "one.mp4", moving(8), fps=16)
+    told = []
+
+    def stop_at_the_third():
+        told.append(None)
+        if len(told) == 3:
+            raise RuntimeError("Cancel")
+
+    with pytest.raises(RuntimeError, match="Cancel"):
+        with at_rate([tmp_path / "one.mp4"], 16, 25, 12, tmp_path, on_frame=stop_at_the_third):
+            pass
+    assert len(told) == 3 and [path.name for path in tmp_path.iterdir()] == ["one.mp4"]
