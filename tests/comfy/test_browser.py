@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,23 @@ def test_the_timeline_shows_the_storyboard_and_where_its_prompts_begin(page):
     set_widget(page, "S2VStoryboard", text="# <img src=x onerror=alert(1)>\n0:02.5 <b>bold</b>\nclip 9 never")
     wait_for(page, timeline, scenes="2")
     assert page.locator("img[src=x], b").count() == 0 and page.faults == []
+
+
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_the_timeline_shows_a_sound_that_was_copied_in_after_the_workflow_was_opened(page, server):
+    """It is asked for again, but not with every picture that is drawn."""
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "late.wav" in request.url else None)
+    open_workflow(page, "s2v_long_video")
+    page.evaluate("() => { app.graph._nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'late.wav' }")
+    timeline = long_video_in_view(page)
+    page.wait_for_timeout(4000)
+    assert timeline.get_attribute("data-clips") == "" and 1 <= len(asked) <= 2
+    shutil.copy(ROOT / "samples" / "speech.wav", server.base / "input" / "late.wav")
+    wait_for(page, timeline, clips="2")
+    page.wait_for_timeout(4000)
+    assert len(asked) <= 4, "once it is there it is kept"
+    assert all("404" in fault for fault in page.faults)
 
 
 def test_the_timeline_trims_and_fills_and_leaves_saved_workflows_alone(page, renderer):

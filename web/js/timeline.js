@@ -15,6 +15,7 @@ const HEIGHT = 96;          // pixels
 const WORDS = 15;           // pixels high: the line of the storyboard's prompts
 const GRIP = 9;             // pixels around a handle that take hold of it
 const REFRESH = 300;        // milliseconds
+const ASK_AGAIN = 3000;     // milliseconds until a sound that could not be had is asked for again
 
 const COLOURS = {
     ground: "#1b1d22", wave: "#5b8def", outside: "#3a3f4a", clip: "#8a93a5", done: "rgba(80, 180, 120, 0.28)",
@@ -117,8 +118,13 @@ function soundUrl(source) {
 
 const sounds = new Map();   // url -> promise of {duration, peaks}, or of null
 
+/** The sound behind a URL, read once; null while there is none: it may be copied there, and is asked for again. */
 function loadSound(url) {
-    if (!sounds.has(url)) sounds.set(url, readSound(url).catch(() => null));
+    if (!sounds.has(url)) {
+        const found = readSound(url).catch(() => null);
+        sounds.set(url, found);
+        found.then((sound) => sound ?? setTimeout(() => sounds.delete(url), ASK_AGAIN));
+    }
     return sounds.get(url);
 }
 
@@ -192,7 +198,9 @@ class Timeline {
         if (url !== this.url) {
             this.url = url;
             this.sound = null;
-            const sound = url && (await loadSound(url));
+        }
+        if (url && !this.sound) {
+            const sound = await loadSound(url);
             if (url === this.url) this.sound = sound;
         }
         this.draw();
