@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from s2v_core.models.dit import WanS2VTransformer
+from s2v_core.video import fill
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +18,18 @@ def model(request: pytest.FixtureRequest) -> WanS2VTransformer:
     for parameter in model.parameters():
         parameter.normal_(std=0.2)
     return model
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Every picture of a run as it goes to the encoder, [H, W, 3] uint8."""
+    seen: list[np.ndarray] = []
+    write = fill.write_segment
+
+    def watched(path, pictures, **settings):
+        taken = list(pictures)
+        seen.extend(taken)
+        write(path, taken, **settings)
+
+    monkeypatch.setattr(fill, "write_segment", watched)
+    return seen

@@ -30,7 +30,6 @@ from s2v_core.media.video_io import (
     write_segment,
 )
 from s2v_core.running.watch import Silent
-from s2v_core.video import fill
 
 from .dub_footage import FACE, SIDE, noise_pictures, swell, talking_head, write_video, write_wav
 
@@ -41,20 +40,6 @@ RATES = [Fraction(24_000, 1001), 24, 25, Fraction(30_000, 1001), 30, 50, Fractio
 @pytest.fixture(scope="module")
 def dubber() -> Dubber:
     return Dubber(WanS2VPipeline.from_pretrained(device_map="cpu").components)
-
-
-@pytest.fixture
-def written(monkeypatch) -> list[np.ndarray]:
-    """Every picture as it goes to the encoder."""
-    seen: list[np.ndarray] = []
-
-    def write(path, pictures, *, fps, tags):
-        taken = list(pictures)
-        seen.extend(taken)
-        write_segment(path, taken, fps=fps, tags=tags)
-
-    monkeypatch.setattr(fill, "write_segment", write)
-    return seen
 
 
 def request(folder: Path, **settings) -> DubRequest:

@@ -23,7 +23,6 @@ from s2v_core.planning import Way
 from s2v_core.request import Request
 from s2v_core.speakers import Speaker
 from s2v_core.types import SamplerSettings
-from s2v_core.video import fill
 
 from .. import pretended_gpu as gpu
 from .dub_footage import FACE, noise_pictures, swell, write_video
@@ -31,21 +30,6 @@ from .dub_footage import FACE, noise_pictures, swell, write_video
 SAMPLES = Path(__file__).parents[2] / "samples"
 SIZE = VideoSize(width=64, height=64)
 CLOSE = 0.001   # of 255, on average over a video: float32 sums in another order
-
-
-@pytest.fixture
-def written(monkeypatch) -> list[np.ndarray]:
-    """Every picture as it goes to the encoder."""
-    seen: list[np.ndarray] = []
-    write = fill.write_segment
-
-    def watched(path, pictures, *, fps, tags):
-        taken = list(pictures)
-        seen.extend(taken)
-        write(path, taken, fps=fps, tags=tags)
-
-    monkeypatch.setattr(fill, "write_segment", watched)
-    return seen
 
 
 def request(folder: Path, **settings) -> Request:
