@@ -175,7 +175,7 @@ class BlockStreamer:
     def _pinned(self, tensor: Tensor) -> Tensor:
         """A copy in pinned memory, as long as there is some. It is asked for in powers of two, to which torch rounds
         what it pins: tensor by tensor that would be half as much again."""
-        if not self.pins:
+        if not self.pins or tensor.is_pinned():   # an earlier video's streamer may have pinned it
             return tensor
         size = -(-tensor.nbytes // ALIGNED) * ALIGNED
         if size > len(self.room):

@@ -172,6 +172,14 @@ def test_what_is_pinned_takes_no_more_than_the_next_power_of_two() -> None:
     assert torch.equal(model(torch.ones(1, 300)), expected)
 
 
+def test_what_an_earlier_video_pinned_is_not_pinned_again() -> None:
+    model = chain()
+    home = [p.data_ptr() for p in model.parameters()]
+    with pretended_gpu(), mock.patch.object(torch.Tensor, "is_pinned", lambda self: True):
+        BlockStreamer(model, GPU).stop()
+        assert [p.data_ptr() for p in model.parameters()] == home
+
+
 @torch.no_grad()
 def test_where_no_more_can_be_pinned_blocks_come_from_where_they_are(monkeypatch, caplog) -> None:
     empty = torch.empty
