@@ -17,6 +17,7 @@ import yaml
 
 from ..errors import ConfigError
 from ..parallel.layout import Layout
+from .synthetic import CAMERA_MOTIONS, HEAD_MOTIONS
 
 T = TypeVar("T")
 
@@ -152,6 +153,8 @@ class PrecomputeConfig:
     width: int = 64                    # pixels
     height: int = 64
     faces: tuple[float, ...] = (1.0,)  # shares of videos with one face, with two and with three
+    motion: str | None = None          # of all heads: "still", "nods" or "shakes"; None: drawn
+    camera: str | None = None          # "still", "moves in", "pans left" or "pans right"; None: drawn
     held_out: bool = False             # looks, voices and sentences that training never sees
 
     def __post_init__(self) -> None:
@@ -160,6 +163,10 @@ class PrecomputeConfig:
         _at_least(self, 0, "num_videos", "seed", "warmup_frames")
         _probabilities(self, "first_share")
         _one_of(self, "prompts", ("encoded", "text"))
+        if self.motion is not None:
+            _one_of(self, "motion", HEAD_MOTIONS)
+        if self.camera is not None:
+            _one_of(self, "camera", CAMERA_MOTIONS)
         if not 1 <= len(self.faces) <= 3 or min(self.faces) < 0 or not sum(self.faces) > 0:
             raise ConfigError(
                 f"faces are the shares of videos with one, two and three faces, such as [0.75, 0.15, 0.1]; "

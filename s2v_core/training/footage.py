@@ -360,6 +360,8 @@ class SyntheticItem:
         c = self.config
         kind = "" if self.num_faces == 1 else f" {self.num_faces} faces"
         kind += " silence" if self.num_faces == 1 and self._hears_silence else ""
+        kind += f" head {c.motion}" if c.motion else ""
+        kind += f" camera {c.camera}" if c.camera else ""
         return f"synthetic {self.seed} {c.video_frames} {c.width}x{c.height} {c.held_out}{kind}"
 
     @property
@@ -388,6 +390,8 @@ class SyntheticItem:
             width=config.width,
             height=config.height,
             num_faces=num_faces,
+            motion=config.motion,
+            camera=config.camera,
             held_out=config.held_out,
             silent=self._is_silent if silent is None else silent,
         )

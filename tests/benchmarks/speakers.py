@@ -82,8 +82,8 @@ def make(clip: SyntheticClip, name: str, pipe: WanS2VPipeline, options: argparse
 def measured(frames: np.ndarray, clip: SyntheticClip, name: str) -> list[Row]:
     loudness = [compressed_loudness(sound, len(frames), FPS) for sound in clip.waveforms[:VOICES]]
     rows = []
-    for i, region in enumerate(clip.regions):
-        mouth = mouth_opening(frames, tuple(region))
+    for i, head in enumerate(heads(clip)):   # with the shirts, a column's skin would be what a pink shirt is too
+        mouth = mouth_opening(frames, tuple(head))
         speaks = i < VOICES
         rows.append(
             Row(

@@ -65,6 +65,15 @@ def test_a_shirt_of_the_skins_colour_is_no_part_of_the_face():
     assert correlation(mouth_opening(dressed), mouth_opening(frames)) > 0.99
 
 
+def test_in_a_box_around_a_small_head_a_shirt_of_the_skins_colour_is_not_seen():
+    made = clip(21, num_faces=2, num_frames=41, motion="still")
+    frames, (left, top, right, bottom) = made.frames(), made.face_boxes(0, 1)[0, 0]
+    dressed, box = frames.copy(), (left - 8, top - 8, right + 8, bottom + 8)
+    dressed[:, int(bottom) + 4 :, :64] = np.rint(track_face(frames, box).skin)
+    assert correlation(mouth_opening(dressed, box), mouth_opening(frames, box)) > 0.99
+    assert correlation(mouth_opening(dressed, tuple(made.regions[0])), mouth_opening(frames, box)) < 0.5
+
+
 def test_two_speakers_are_told_apart_by_their_regions():
     made = clip(21, num_faces=2, num_frames=81)
     frames = made.frames()

@@ -148,6 +148,18 @@ def test_of_silent_videos_some_hear_a_hiss_and_some_hear_nothing_at_all():
     assert sounds[1] is None and 0 < sounds[0].variance < 2e-6 < sounds[2].variance
 
 
+def test_synthetic_videos_move_as_they_are_told_to():
+    drawn = find_footage(replace(CONFIG, num_videos=20))
+    told = find_footage(replace(CONFIG, num_videos=20, motion="shakes", camera="moves in"))
+    prompts = [item.open().prompt for item in told]
+    assert all("head" in prompt and ("moves in" in prompt or "comes closer" in prompt) for prompt in prompts)
+    assert [item.open().prompt for item in drawn] != prompts
+    assert not {item.fingerprint() for item in drawn} & {item.fingerprint() for item in told}
+    for wrong in ({"motion": "jumps"}, {"camera": "flies"}):
+        with pytest.raises(ConfigError, match="must be one of still"):
+            replace(CONFIG, **wrong)
+
+
 def test_faces_that_are_no_shares_are_refused():
     for faces in ((), (0.0,), (1.0, -0.1), (0.1, 0.2, 0.3, 0.4)):
         with pytest.raises(ConfigError, match="faces are the shares"):
