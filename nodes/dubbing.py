@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from ..s2v_core.config import FEATURE_VIDEO_RATE
-from ..s2v_core.dub.faces import Faces, Mask, MaskedFaces, MaskFrames, StillMask, mask_pixels
+from ..s2v_core.dub.faces import Face, Faces, FoundFaces, Mask, MaskedFaces, MaskFrames, StillMask, mask_pixels
 from ..s2v_core.dub.filling import Lent, fill_with_dub, join_dub
 from ..s2v_core.dub.masks import Painted, Region
 from ..s2v_core.dub.plan import Work, find_work
@@ -35,6 +35,8 @@ from .run import FOLDER, RunProgress, digest, model_identity
 from .sampling import HostDenoiser, Sampling
 from .sound import DrivingSound
 from .waveform import write_wav
+
+FOOTAGES = 2   # whose faces are remembered: half a kilobyte a frame
 
 
 def request_of(video: object, **settings: object) -> DubRequest:
@@ -74,9 +76,8 @@ def dub_video(
             "one person after the other (face, or a mask)"
         )
     size = VideoSize(width=side, height=side) if side else fit_size(SQUARE, SQUARE, model_area)
-    work = find_work(
-        request, *_where(request, mask), size, float(sound.heard.seconds), on_frame=_looking(request.video, node_id)
-    )
+    looking = _looking(request.video, node_id)
+    work = find_work(request, *_where(request, mask), size, float(sound.heard.seconds), on_frame=looking)
     codec = codec_of(vae)
     denoising = partial(HostDenoiser, model, [positive] * len(work.clips), negative, sampling)
     shared = _fingerprint(work, denoising(lambda _: None), sound, mask, codec)
@@ -113,10 +114,32 @@ def _looking(video: Path, node_id: str | None) -> Callable[[float], None]:
 
 def _where(request: DubRequest, mask: Tensor | None) -> tuple[Faces, Region]:
     if mask is None:
-        return who_says_where(request, None)
+        state = request.video.stat()
+        return who_says_where(request, _faces_of(request.video, state.st_size, state.st_mtime_ns))
     height, width = next(read_timed_frames(request.video)).picture().shape[:2]
     given = _mask_of(mask, width, height)
     return MaskedFaces(given), Painted(given)
+
+
+class RememberedFaces:
+    """The faces of one piece of footage, each frame looked at once."""
+
+    is_given = False
+
+    def __init__(self) -> None:
+        self._finder = FoundFaces()
+        self._seen: dict[int, Sequence[Face]] = {}
+
+    def seen(self, number: int, seconds: float, picture: np.ndarray) -> Sequence[Face]:
+        if number not in self._seen:
+            self._seen[number] = self._finder.seen(number, seconds, picture)
+        return self._seen[number]
+
+
+@lru_cache(maxsize=FOOTAGES)
+def _faces_of(video: Path, size: int, changed: int) -> RememberedFaces:
+    """Of a file as it is now: its size in bytes and the time of its last change say which."""
+    return RememberedFaces()
 
 
 def _mask_of(mask: Tensor, width: int, height: int) -> Mask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -56,10 +57,10 @@ def dub(pack, monkeypatch, tmp_path):
     vae, words, mask = torch.nn.Linear(1, 1), [[torch.zeros(1, 2, 8), {}]], torch.zeros(1, 64, 64)
     mask[:, 34:54, 20:46] = 1
 
-    def run(fill=None):
+    def run(fill=None, mask=mask, **asked):
         monkeypatch.setattr(dubbing, "fill_with_dub", lambda take, work, lent, watch: fill(take, work, watch))
         return dubbing.dub_video(
-            dubbing.request_of(part(pack, "nodes.host").video_file(shot), draw_every=1),
+            dubbing.request_of(part(pack, "nodes.host").video_file(shot), draw_every=1, **asked),
             model=model, model_area=64 * 64, positive=words, negative=words,
             vae=vae, sound=sound, mask=mask, side=64, node_id=None,
             sampling=part(pack, "nodes.sampling").Sampling(
@@ -120,3 +121,22 @@ def test_cancel_is_heard_while_faces_are_looked_for(pack, dub, bars, monkeypatch
     with pytest.raises(ValueError, match="pressed"):
         dub()
     assert len(bars) == 1
+
+
+def test_faces_of_the_same_footage_are_looked_for_once(pack, dub, monkeypatch, tmp_path):
+    dubbing, looked = part(pack, "nodes.dubbing"), []
+
+    class Finder:
+        def seen(self, number, seconds, picture):
+            looked.append(number)
+            return (part(pack, "s2v_core.dub.faces").Face(box=(16.0, 8.0, 48.0, 56.0)),)
+
+    monkeypatch.setattr(dubbing, "FoundFaces", Finder)
+    fill = one_clip(pack, cancel=False)
+    first, report = dub(fill, mask=None, end=2.0)
+    assert looked == list(range(2 * RATE))
+    second, again = dub(fill, mask=None, strength=0.5)
+    assert first != second and report != again and looked == list(range(RATE * SECONDS))
+    os.utime(tmp_path / "shot.mp4", (1, 1))
+    dub(fill, mask=None, strength=0.5)
+    assert len(looked) == 2 * RATE * SECONDS, "another file under the name is looked through"
