@@ -69,14 +69,16 @@ class Take:
         """
         fingerprint, clips = json.loads(json.dumps(fingerprint)), json.loads(json.dumps(clips))
         with _writing(folder):
+            _require_own(folder)
             for name in FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
             lock = _lock(folder)
         try:
             with _writing(folder):
-                _remove_partial(folder)
                 state = _read_state(folder)
-                if state is None:
+                if state is not None:
+                    _remove_partial(folder)
+                else:
                     state = {"format": FORMAT, "fingerprint": fingerprint, "clips": [], "motion": None}
                     _write_state(folder, state)
                 kept = _num_alike(state["clips"], clips)
@@ -101,8 +103,11 @@ class Take:
         """Finished clips in `folder` that a job of `clips` (as in `open`) would keep; 0 when there is no take.
 
         Takes the take at its word. Nothing is touched.
+
+        Raises: ConfigError when the take is unreadable, or the folder is somebody else's.
         """
         with _writing(folder):
+            _require_own(folder)
             state = _read_state(folder)
         return _num_alike(state["clips"], json.loads(json.dumps(clips))) if state else 0
 
@@ -173,6 +178,18 @@ class Take:
 # ---- take.json ------------------------------------------------------------------------------------------------------
 
 
+def _require_own(folder: Path) -> None:
+    """A take would replace and remove files of the user's that its folders hold already. Raises: ConfigError."""
+    if (folder / "take.json").exists():
+        return
+    for name in FOLDERS:
+        strange = next((path for path in (folder / name).glob("*") if not path.name.startswith(".")), None)
+        if strange is not None:
+            raise ConfigError(
+                f"{strange} is no part of a take, and a take in {folder} would overwrite it; give another take folder"
+            )
+
+
 def _read_state(folder: Path) -> dict | None:
     path = folder / "take.json"
     if not path.exists():
@@ -184,7 +201,7 @@ def _read_state(folder: Path) -> dict | None:
         raise ConfigError(f"{path} is damaged; delete the folder, or give another take folder") from error
     if written_in != FORMAT:
         raise ConfigError(
-            f"{path} has format {written_in}, this version writes {FORMAT}; delete it, or give another take folder"
+            f"{path} has format {written_in}, this version writes {FORMAT}; delete the folder, or give another one"
         )
     return state
 

@@ -251,6 +251,18 @@ def test_a_take_that_cannot_be_understood_is_not_overwritten(tmp_path, text, say
     assert (tmp_path / "take.json").read_text() == text
 
 
+@pytest.mark.parametrize("name", ["clips/0000.mp4", "latents/notes.txt", "motion/capture"])
+def test_a_folder_with_files_of_somebody_elses_is_refused_and_keeps_them(tmp_path, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text("mine")
+    (tmp_path / name).with_name(".keep").touch()
+    before = names(tmp_path)
+    for attempt in (lambda: Take.count_finished(tmp_path, [{}]), lambda: Take.open(tmp_path, {}, [{}])):
+        with pytest.raises(ConfigError, match="is no part of a take.*give another take folder"):
+            attempt()
+    assert names(tmp_path) == before and (tmp_path / name).read_text() == "mine"
+
+
 def test_no_folder_is_no_finished_clip_and_stays_no_folder(tmp_path):
     assert Take.count_finished(tmp_path / "none", CLIPS) == 0
     assert not (tmp_path / "none").exists()
