@@ -5,10 +5,11 @@ Knows files and Pillow; not what the picture is for.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from ..errors import MediaError
 
@@ -17,9 +18,9 @@ MAX_RATIO = 4.0  # long side to short side; beyond it a video of the picture's s
 
 
 def read_picture(path: Path, *, behind: str = "white") -> Image.Image:
-    """An RGB picture, upright (EXIF), 8 bits a channel; the first frame where there are several.
+    """An sRGB picture, upright (EXIF), 8 bits a channel; the first frame where there are several.
 
-    Grey, palette, CMYK and 16-bit pictures are converted.
+    Grey, palette, CMYK and 16-bit pictures are converted, and those of another colour profile, such as a phone's.
 
     Args:
         behind: the colour that is seen through what is transparent. White suits portraits: cut-outs are made for light
@@ -37,7 +38,7 @@ def read_picture(path: Path, *, behind: str = "white") -> Image.Image:
             raise MediaError(f"{path} is a picture of fractions, which do not say what is white; save it as PNG")
         try:
             picture.load()
-            return _laid_on(behind, _eight_bit(ImageOps.exif_transpose(picture)))
+            return _laid_on(behind, _in_srgb(_eight_bit(ImageOps.exif_transpose(picture))))
         except Exception as error:  # Pillow's readers raise whatever the damage leads to
             raise MediaError(f"{path} is cut short or damaged ({error}); copy or export it again") from error
 
@@ -64,6 +65,23 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
         return picture
     values = np.asarray(picture.convert("I"))
     return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """The colours that the picture's own profile means; as they are where there is none, or a broken one."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "RGBA", "P", "CMYK"):
+        return picture
+    if picture.mode == "P" or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(own):
+            return picture
+        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):
+        return picture
 
 
 def _laid_on(colour: str, picture: Image.Image) -> Image.Image:

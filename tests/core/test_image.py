@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,48 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     ramp = np.tile(np.linspace(0, 65535, 256, dtype=np.uint16), (64, 1))
     read = np.array(read_picture(saved(tmp_path, Image.fromarray(ramp))))[0, :, 0]
     assert np.array_equal(read, np.arange(256))
+
+
+def profile_of(**channels: tuple[float, float, float]) -> bytes:
+    """An ICC profile (version 4) of a screen with the given primaries, as XYZ on the D50 white, and a gamma of 2.2."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256)) + bytes(2)
+    said = "A screen".encode("utf-16-be")
+    tags = {"desc": b"mluc" + bytes(4) + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(said), 28) + said}
+    tags["wtpt"] = b"XYZ " + bytes(4) + b"".join(map(number, (0.9642, 1.0, 0.8249)))
+    for name, primary in channels.items():
+        tags[f"{name}XYZ"] = b"XYZ " + bytes(4) + b"".join(map(number, primary))
+        tags[f"{name}TRC"] = curve
+    table, body, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += struct.pack(">4sII", name.encode(), at + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4sI4s4s4s", at + len(body), bytes(4), 0x04000000, b"mntr", b"RGB ", b"XYZ ") + bytes(12)
+    head += b"acsp" + bytes(28) + b"".join(map(number, (0.9642, 1.0, 0.8249)))
+    return head.ljust(128, b"\0") + table + body
+
+
+# Display P3's primaries, which phones write; Source: Apple's Display P3 profile.
+P3 = {"r": (0.51512, 0.2412, -0.00105), "g": (0.29198, 0.69225, 0.04189), "b": (0.1571, 0.06657, 0.78407)}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_are_those_that_the_pictures_profile_means(tmp_path, mode):
+    """P3's (200, 100, 80) is sRGB's (214, 95, 74): redder than its numbers say."""
+    picture = Image.new("RGB", (40, 40), (200, 100, 80))
+    picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
+    if mode == "RGBA":
+        picture.paste((0, 0, 0, 0), (0, 0, 20, 40))
+    plain = read_picture(saved(tmp_path, picture, "plain.png"))
+    assert close(plain.getpixel((30, 20)), (200, 100, 80), 1)
+    read = read_picture(saved(tmp_path, picture, "phone.png", icc_profile=profile_of(**P3)))
+    assert read.mode == "RGB" and close(read.getpixel((30, 20)), (214, 95, 74), 3)
+    assert mode != "RGBA" or read.getpixel((5, 5)) == WHITE
+    broken = read_picture(saved(tmp_path, picture, "broken.png", icc_profile=b"no profile"))
+    assert close(broken.getpixel((30, 20)), (200, 100, 80), 1)
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):
