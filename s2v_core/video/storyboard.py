@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import ConfigError
-from ..times import SUCH_AS, clock, parse_seconds
+from ..times import clock, parse_seconds
 from ..types import ClipPlan
 
 SETTINGS = ("seed", "guidance", "image", "speaker")
@@ -197,6 +197,8 @@ def _line(line: str) -> Scene:
         values["clip"], line = int(clip[1]), line[clip.end() :]
     elif re.match(r"\d+:", head):
         values["at"], line = parse_seconds(head), rest.strip()
+    elif re.fullmatch(r"0|\d+[.,]\d+", head):   # any other whole number may count people
+        raise ConfigError(f"a time has minutes here: write {clock(parse_seconds(head))} for {head}")
     settings = re.match(r"\[([^\]]*)\]", line)
     if settings:
         values |= _settings(settings[1])
@@ -276,8 +278,8 @@ def _in_order(scenes: Sequence[Scene], where: str) -> tuple[Scene, ...]:
     for number, scene in enumerate(scenes[1:], start=2):
         if not scene.has_time:
             raise ConfigError(
-                f"scene {number}{where} ({scene}) has no time: begin it with one, {SUCH_AS}, or with a clip, such as "
-                "clip 3; or leave times out everywhere"
+                f"scene {number}{where} ({scene}) has no time: begin it with one, such as 0:12.5, or with a clip, such "
+                "as clip 3; or leave times out everywhere"
             )
     for values in ([s.at or 0.0 for s in scenes if s.clip is None], [s.clip for s in scenes if s.clip is not None]):
         for one, following in pairwise(values):
