@@ -68,7 +68,7 @@ def read_batch(path: Path, defaults: Mapping[str, object]) -> list[Job]:
     """
     jobs = [
         _read_line(line, f"line {number} of {path}", path.parent, defaults)
-        for number, line in enumerate(_read(path).splitlines(), start=1)
+        for number, line in enumerate(_read(path).split("\n"), start=1)   # JSON may hold what splitlines splits at
         if line.strip()
     ]
     if not jobs:

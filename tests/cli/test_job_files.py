@@ -223,6 +223,13 @@ def test_a_batch_without_jobs_is_refused(pipeline, capsys, tmp_path):
     assert code == 2 and "holds no jobs" in err
 
 
+def test_a_line_ends_where_json_lines_end_and_not_at_what_text_may_hold(pipeline, capsys, tmp_path):
+    prompt = "she sings\u2028and\u0085laughs"
+    lines = "\r\n".join(json.dumps(job(name, prompt=prompt), ensure_ascii=False) for name in ("a.mp4", "b.mp4"))
+    code, _, err = run(pipeline, capsys, "--batch", write(tmp_path / "jobs.jsonl", lines))
+    assert code == 0 and [request.prompt for request in pipeline.made] == [prompt] * 2, err
+
+
 def test_a_line_may_say_whatever_is_of_one_job(pipeline, capsys, tmp_path):
     allowed = {name for name, option in OPTIONS.items() if option.scope == "job"}
     assert {"image", "audio", "prompt", "output", "seed", "take", "size"} <= allowed
