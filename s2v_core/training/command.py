@@ -17,13 +17,14 @@ from typing import TextIO
 
 import torch
 
+from ..checkpoints.files import open_weights
 from ..errors import ConfigError, S2VError
 from ..parallel.ranks import joined, launched, make_ranks
 from ..placement import choose_device, device_of_process, free_memory
 from .checkpoint import checkpoints
 from .config import PrecomputeConfig, TrainConfig, read_train_config
 from .encoders import ModelEncoders
-from .estimate import GB, TrainingEstimate, estimate_training, sample_layout
+from .estimate import GB, Packed, TrainingEstimate, estimate_training, sample_layout
 from .faults import in_words
 from .footage import find_footage
 from .precompute import PrecomputeReport
@@ -141,7 +142,18 @@ def dry_run(config: TrainConfig, *, num_gpus: int | None, gpu_bytes: float) -> T
         num_gpus = DRY_RUN_GPUS
     else:
         config = replace(config, parallel=None)
-    return estimate_training(config, model, sample_layout(config, model), num_gpus=num_gpus, gpu_bytes=gpu_bytes)
+    return estimate_training(
+        config, model, sample_layout(config, model), num_gpus=num_gpus, gpu_bytes=gpu_bytes, packed=_packed(config)
+    )
+
+
+def _packed(config: TrainConfig) -> Packed:
+    """As far as the file that the run starts from is there already."""
+    weights = config.model.weights
+    if weights is None or not weights.is_file():
+        return Packed()
+    matrices = [t for t in open_weights(weights).tensors.values() if t.is_packed and len(t.shape) == 2]
+    return Packed(num_parameters=sum(t.num_values for t in matrices), num_bytes=sum(t.num_bytes for t in matrices))
 
 
 def with_validation(config: TrainConfig, device: torch.device) -> TrainConfig:

@@ -36,6 +36,14 @@ AUDIO_WIDTHS = 4          # of dim, in the dtype of the blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """Of weights that do not learn, those that every GPU keeps as their file packs them (fp8, GGUF)."""
+
+    num_parameters: int = 0
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingEstimate:
     """A run on paper. Bytes are of one GPU."""
 
@@ -73,7 +81,13 @@ class TrainingEstimate:
 
 
 def estimate_training(
-    config: TrainConfig, model: TransformerConfig, layout: TokenLayout, *, num_gpus: int, gpu_bytes: float
+    config: TrainConfig,
+    model: TransformerConfig,
+    layout: TokenLayout,
+    *,
+    num_gpus: int,
+    gpu_bytes: float,
+    packed: Packed = Packed(),
 ) -> TrainingEstimate:
     """The layout with the smallest context groups that fits, or the leanest one when none does.
 
@@ -83,12 +97,13 @@ def estimate_training(
     Args:
         layout: of a sample's sequence.
         gpu_bytes: memory of one GPU.
+        packed: what a LoRA learns beside.
     """
     if num_gpus < 1:
         raise ConfigError(f"a run needs at least 1 GPU, got {num_gpus}")
     transformer = WanS2VTransformer(model, device="meta")
     shapes = [config.parallel] if config.parallel else layouts(num_gpus, model.num_heads)
-    estimates = [_estimate(config, transformer, layout, shape, gpu_bytes) for shape in shapes]
+    estimates = [_estimate(config, transformer, layout, shape, gpu_bytes, packed) for shape in shapes]
     return next((estimate for estimate in estimates if estimate.fits), min(estimates, key=lambda e: e.total))
 
 
@@ -108,6 +123,7 @@ def _estimate(
     tokens: TokenLayout,
     layout: Layout,
     gpu_bytes: float,
+    packed: Packed,
 ) -> TrainingEstimate:
     num_gpus = layout.size
     weights = _num_parameters(transformer)
@@ -118,7 +134,8 @@ def _estimate(
     frozen = weights - trained if config.model.trained != "lora" else weights
     parts = {"weights that learn": trained * FLOAT32 / num_gpus}
     if frozen:
-        parts["weights that do not"] = frozen * (2 if config.model.frozen_dtype == "bf16" else FLOAT32) / num_gpus
+        each = 2 if config.model.frozen_dtype == "bf16" else FLOAT32
+        parts["weights that do not"] = (frozen - packed.num_parameters) * each / num_gpus + packed.num_bytes
     parts["gradients"] = trained * FLOAT32 / num_gpus
     if not config.optimizer.offload:
         moment = trained * MOMENT[config.optimizer.moments] / num_gpus
@@ -130,6 +147,8 @@ def _estimate(
         parts["gathered blocks"] = 2 * block * compute + gradients   # the one at work and the next
         layers = _num_parameters(transformer.blocks) + _num_parameters(transformer.audio_injector)
         parts["gathered rest"] = (weights - layers) * FLOAT32        # embeddings, head, sound encoder: all the time
+    if packed.num_bytes:
+        parts["an unpacked block"] = block * compute   # kept from its forward to its backward pass
     parts["activations kept"] = share * kept_bytes(config, transformer.config, tokens, compute)
     parts["a block at work"] = share * block_bytes(transformer.config, tokens.total, compute)
     if layout.context > 1:

@@ -5,6 +5,7 @@ Knows which layers take part; not how they are trained.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..models.dit import WanS2VTransformer
+from ..ops.quantized import QuantizedLinear
 from ..parallel.weights import whole
 from .export import save_weights
 
@@ -25,15 +27,26 @@ TARGETS = (
 def add_lora(model: WanS2VTransformer, *, rank: int, alpha: float, seed: int) -> None:
     """Put a LoRA on attention, feed-forward and audio layers; it alone asks for gradients, and changes nothing yet.
 
+    Layers that keep their weights packed (fp8, GGUF) keep them so.
+
     Raises: ConfigError without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import Linear
     except ImportError:
         raise ConfigError("training a LoRA needs the package peft: install wan-s2v[train]") from None
-    with torch.random.fork_rng(devices=[]):
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS)
+    config._register_custom_module({QuantizedLinear: Linear})   # peft's way to name layers that it does not know
+    packed = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    for layer in packed:
+        layer.qweight = layer.packed   # by this name peft finds out where they are
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type")
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), model, ADAPTER)
+        inject_adapter_in_model(config, model, ADAPTER)
+    for layer in packed:
+        del layer.qweight
 
 
 def lora_weights(model: WanS2VTransformer) -> dict[str, Tensor]:

@@ -21,11 +21,12 @@ from ..config import WAN_S2V_14B, ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..models.dit import WanS2VTransformer
 from ..models.text_encoder import build_text_encoder
+from ..ops.quantized import QuantizedLinear
 from ..parallel.context import share_sequences
 from ..parallel.ranks import Ranks
 from ..parallel.weights import shard_layers, shard_rest
 from ..placement import DTYPES
-from .config import TrainConfig
+from .config import ModelSource, TrainConfig
 from .initialise import add_nothing_yet, initialise
 from .lora import add_lora
 from .student import PromptEncoder, Student, checkpoint_blocks, compile_blocks, store_weights
@@ -51,6 +52,8 @@ def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | N
     source, settings = config.model, model_config(config)
     log.info("%s starts from %s", config.name, source.origin)
     transformer = build_transformer(settings, source.weights, seed=config.run.seed)
+    if source.trained != "lora":
+        _require_numbers(transformer, source)
     transformer.compute_dtype = DTYPES[source.compute_dtype]
     if source.text_encoder == "trained":
         prompts = build_prompts(settings, source.text_weights, seed=config.run.seed)
@@ -77,6 +80,17 @@ def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | N
     store(transformer)
     shard_rest(student, ranks.meshes.world)
     return student
+
+
+def _require_numbers(transformer: WanS2VTransformer, source: ModelSource) -> None:
+    """Raises: ConfigError for matrices that stay packed: they cannot learn, and would be missing from the export."""
+    packed = [module.packed_format for module in transformer.modules() if isinstance(module, QuantizedLinear)]
+    if packed:
+        raise ConfigError(
+            f"{source.weights} packs {len(packed)} matrices as {', '.join(sorted(set(packed)))}: trained: "
+            f"{source.trained} starts from the bf16, fp16 or fp32 file; beside packed weights a LoRA can learn "
+            "(trained: lora)"
+        )
 
 
 def build_transformer(settings: ModelConfig, weights: Path | None, *, seed: int) -> WanS2VTransformer:

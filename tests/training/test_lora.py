@@ -7,17 +7,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 
 from s2v_core.checkpoints.lora import apply_lora, load_lora
-from s2v_core.training.config import ObjectiveConfig, OptimizerConfig
+from s2v_core.config import ModelConfig
+from s2v_core.errors import ConfigError
+from s2v_core.ops.quantized import QuantizedLinear
+from s2v_core.training.command import dry_run
+from s2v_core.training.config import ModelSource, ObjectiveConfig, OptimizerConfig, TrainConfig
 from s2v_core.training.estimate import num_trained
 from s2v_core.training.lora import add_lora, export_lora
 from s2v_core.training.objective import draw, velocity_loss
-from s2v_core.training.student import store_weights
+from s2v_core.training.setup import build_student, build_transformer
+from s2v_core.training.student import Student, checkpoint_blocks, store_weights
 from s2v_core.training.trainer import Trainer
 
+from ..core import checkpoints_tiny as files
 from .test_estimate import FULL
 from .tiny import Batches, tiny_batch, tiny_student, tiny_transformer
 
@@ -111,3 +117,65 @@ def test_its_size_is_known_before_it_is_made(rank):
     expected = num_trained(student.transformer, config)
     add_lora(student.transformer, rank=rank, alpha=1.0, seed=0)
     assert sum(p.numel() for p in student.trained().values()) == expected
+
+
+# ---- beside packed weights -----------------------------------------------------------------------------------------
+
+PACKED = ModelConfig(name="packed", transformer=files.CONFIG)
+SAVES = {"fp8": files.save_fp8_scaled, "gguf": files.save_gguf}
+
+
+def gradients_beside(path):
+    model = build_transformer(PACKED, path, seed=0)
+    add_lora(model, rank=2, alpha=2.0, seed=0)
+    student = Student(model, negative=torch.ones(1, 3, files.CONFIG.text_dim))
+    store_weights(model, frozen=torch.float32)
+    checkpoint_blocks(model)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in student.trained().items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=g)
+    batch = replace(
+        tiny_batch(),
+        audio_features=torch.randn(2, 25, files.CONFIG.audio_dim, 8, generator=g),
+        prompt_embeds=torch.randn(2, 5, files.CONFIG.text_dim, generator=g),
+    )
+    drawn = draw(batch, ObjectiveConfig(), np.random.default_rng(0))
+    velocity_loss(student(batch, drawn), batch, drawn, ObjectiveConfig()).backward()
+    return model, {name: p.grad for name, p in student.trained().items()}
+
+
+@pytest.mark.parametrize("kind", SAVES)
+def test_beside_packed_weights_it_learns_as_beside_the_numbers_that_they_stand_for(tmp_path, kind):
+    meant = SAVES[kind](tmp_path / "packed", files.transformer_weights())
+    save_file(meant, tmp_path / "plain")
+    model, found = gradients_beside(tmp_path / "packed")
+    assert isinstance(model.blocks[1].ffn[0].base_layer, QuantizedLinear), "it stays packed"
+    _, expected = gradients_beside(tmp_path / "plain")
+    assert found.keys() == expected.keys() and len(found) == 50
+    for name, gradient in found.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trained", ["all", "audio"])
+def test_packed_weights_cannot_learn_themselves(tmp_path, monkeypatch, trained):
+    path = tmp_path / "fp8.safetensors"
+    files.save_fp8_scaled(path, files.transformer_weights())
+    monkeypatch.setattr("s2v_core.training.setup.model_config", lambda config: PACKED)
+    config = TrainConfig(name="packed", model=ModelSource(weights=path, trained=trained))
+    with pytest.raises(ConfigError, match=rf"packs \d+ matrices as F8_E4M3: trained: {trained} starts from the bf16"):
+        build_student(config, device=torch.device("cpu"))
+
+
+def test_a_dry_run_counts_packed_weights_as_their_file_packs_them(tmp_path, monkeypatch):
+    path = tmp_path / "fp8.safetensors"
+    files.save_fp8_scaled(path, files.transformer_weights())
+    monkeypatch.setattr("s2v_core.training.command.model_config", lambda config: PACKED)
+    config = TrainConfig(name="packed", model=ModelSource(weights=path, trained="lora", frozen_dtype="bf16"))
+    model = build_transformer(PACKED, path, seed=0)
+    rest = sum(2 * p.numel() for p in model.parameters())
+    packed = sum(layer.packed.nbytes for layer in model.modules() if isinstance(layer, QuantizedLinear))
+    found = {gpus: dry_run(config, num_gpus=gpus, gpu_bytes=24e9).parts["weights that do not"] for gpus in (1, 2)}
+    assert found == {1: packed + rest, 2: packed + rest / 2}, "what is packed is on every GPU"
