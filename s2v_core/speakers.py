@@ -216,19 +216,24 @@ def turns_text(turns: Iterable[Turn], names: Collection[str]) -> str:
     Args:
         names: of the speakers there are.
     """
-    lines = (f"{turn.start:.2f},{turn.end:.2f},{turn.speaker}" for turn in turns)
     marks = ("" if turn.speaker in names else "# " for turn in turns)
+    lines = (f"{turn.start:.2f},{turn.end:.2f},{_cell(turn.speaker)}" for turn in turns)
     rows = "".join(f"{mark}{line}\n" for mark, line in zip(marks, lines, strict=True))
     return "# who speaks when, as found: correct it, and make the video again\nstart,end,speaker\n" + rows
+
+
+def _cell(name: str) -> str:
+    """In quotes where a table would take it for more than one cell."""
+    return '"' + name.replace('"', '""') + '"' if any(mark in name for mark in ',;\t"') else name
 
 
 def _rows(text: str, where: str) -> list[tuple[int, str, str, str]]:
     """Line number, start, end and speaker of a table; a first line of headings and lines with # are left out."""
     found = []
     lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if not line.lstrip().startswith("#")]
-    delimiter = next((mark for mark in ("\t", ";") if any(mark in line for _, line in lines)), ",")
+    delimiter = next((mark for mark in ("\t", ";") if any(line.count(mark) > 1 for _, line in lines)), ",")
     for number, line in lines:
-        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])]
         if not any(cells) or (not found and cells[0].lower() == "start"):
             continue
         if len(cells) != 3:

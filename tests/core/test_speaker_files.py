@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s2v_core.errors import ConfigError
-from s2v_core.speakers import FaceNumber, Speaker, Turn, parse_speaker, read_turns
+from s2v_core.speakers import FaceNumber, Speaker, Turn, parse_speaker, parse_turns, read_turns, turns_text
 
 
 def test_a_speaker_is_written_in_one_line_or_as_a_mapping():
@@ -93,3 +93,9 @@ def test_a_file_of_turns_that_is_not_there_is_named(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_turns(tmp_path / "bytes", ("anna",))
+
+
+@pytest.mark.parametrize("name", ["Smith, Anna", "anna; ben", 'the "boss"', "anna"])
+def test_a_table_as_it_is_written_can_be_read_whatever_people_are_called(name):
+    turns = (Turn(start=0, end=4.5, speaker=name), Turn(start=4.5, end=9, speaker="voice 2"))
+    assert parse_turns(turns_text(turns, [name]), [name], where="here") == turns[:1]
