@@ -95,7 +95,8 @@ def _condition(work: Work, stretch: Stretch, footage: StretchFootage, lent: Lent
 
 def _frames_kept(work: Work) -> int:
     """Pictures that are asked for again: those before a clip, and all that go back and forth."""
-    return LEAD_FRAMES * work.stretches[0].draw_every + int(LOOP_SECONDS / work.shot.step) + 2
+    looped = int(LOOP_SECONDS / work.shot.step) if work.request.length == "loop" else 0
+    return LEAD_FRAMES * work.stretches[0].draw_every + looped + 2
 
 
 def _pictures(

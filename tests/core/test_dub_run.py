@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from s2v_core import WanS2VPipeline
+from s2v_core.dub import filling, shot
 from s2v_core.dub.faces import Face
 from s2v_core.dub.request import DubRequest
 from s2v_core.dub.run import Dubber
@@ -271,6 +272,15 @@ def test_fast_footage_is_drawn_every_second_frame_and_blended_between(dubber, wr
 
 
 # ---- strength, reference, stops --------------------------------------------------------------------------------------
+
+
+def test_footage_is_read_forward_and_few_of_its_pictures_wait_in_memory(dubber, tmp_path, monkeypatch):
+    footage(tmp_path, 20)
+    kept, begun = [], []
+    monkeypatch.setattr(filling, "FrameReader", lambda path, keep: kept.append(keep) or shot.FrameReader(path, keep))
+    monkeypatch.setattr(shot, "read_timed_frames", lambda path: begun.append(path) or read_timed_frames(path))
+    dubber.run(request(tmp_path))
+    assert len(begun) == 2 and len(kept) == 2 and max(kept) < 12   # one reader cuts, one pastes
 
 
 def test_a_weak_dub_keeps_more_of_the_old_mouth(dubber, written, tmp_path):
