@@ -155,8 +155,12 @@ class WanS2VPipeline:
             num_frames: None: the whole sound.
             height, width: pixels, both or neither; None: the picture's shape at the model's area.
             generator: its initial seed is the video's seed; None: 0.
-            settings: any other field of `Request`.
+            settings: any other field of `Request` but its output, which is for `save` to say.
+
+        Raises: as `run`.
         """
+        if "output" in settings:
+            raise ConfigError("a call gives a video to save: leave output out and name the file to its save()")
         if (height is None) != (width is None):
             raise ConfigError(f"give both height and width or neither; got height {height}, width {width}")
         request = Request(

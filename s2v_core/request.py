@@ -5,7 +5,8 @@ Knows no files' contents and no models; `pipeline.py` turns a request into a vid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from .errors import ConfigError
@@ -43,9 +44,15 @@ def check_output_fps(output_fps: float, fps: float) -> None:
         raise ConfigError(f"output_fps must be above fps ({fps:g}) and at most 120, got {output_fps:g}")
 
 
+def changed(request: ClipRequest, names: Sequence[str]) -> list[str]:
+    """Those of a request's settings that are not what they are when nobody says them."""
+    usual = {field.name: field.default for field in fields(request)}
+    return [name for name in names if getattr(request, name) != usual[name]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipRequest:
-    """What every job that makes clips asks for."""
+    """What every job that makes clips asks for. Files may be given as text."""
 
     prompt: str = ""
     negative_prompt: str | None = None   # None: the model's own
@@ -68,6 +75,9 @@ class ClipRequest:
     take: Path | None = None             # folder of finished clips; None: beside the output
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if "Path" in field.type and isinstance(said := getattr(self, field.name), str):
+                object.__setattr__(self, field.name, Path(said).expanduser())
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be 0 or more and below 2**63, got {self.seed}")
         if self.continuity not in CONTINUITIES:
@@ -184,6 +194,19 @@ class Request(ClipRequest):
             loudness=self.loudness,
             gate=self.noise_gate,
             isolate_voice=self.isolate_voice,
+        )
+
+    def unheeded(self) -> tuple[str, ...]:
+        """A line about settings that change nothing, as what they are about was not asked for."""
+        pose = self.pose_video or self.pose_footage
+        about = {
+            "there are no words to say": (self.say, ("voice", "speech_speed")),
+            "no pose is followed": (pose, ("pose_strength", "pose_start", "pose_end", "pose_skip", "pose_steps")),
+        }
+        return tuple(
+            f"without effect, as {reason}: {', '.join(names)}"
+            for reason, (given, settings) in about.items()
+            if given is None and (names := changed(self, settings))
         )
 
     def pose_control(self) -> PoseControl:

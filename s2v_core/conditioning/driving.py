@@ -42,6 +42,8 @@ def drive(heard: SoundSource, separate: SoundSource | None, settings: DrivingSet
             f"the driving audio lasts {float(source.duration):.2f} s and the start is {settings.start:g} s: nothing of "
             "it is left; it must be on the same clock as the audio that is heard"
         )
+    if settings.end is not None and exact(settings.end) > heard.duration:
+        remarks.append(f"the sound was asked for up to {settings.end:g} s and ends at {float(heard.duration):.2f} s")
     if source.duration < start + seconds:
         remarks.append(
             f"the driving audio lasts {float(source.duration - start):.2f} s of {float(seconds):.2f} s: "

@@ -11,7 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..options import COMMAND, JOB, OPTIONS, PICTURE, WHAT, Option, file, number, request_fields, size, text, whole
+from ..options import (
+    COMMAND,
+    JOB,
+    OPTIONS,
+    PICTURE,
+    WHAT,
+    Option,
+    file,
+    number,
+    request_fields,
+    seconds,
+    size,
+    text,
+    whole,
+)
 
 if TYPE_CHECKING:  # imports torch, which nobody who asks for --help should wait for
     from .request import DubRequest
@@ -53,9 +67,9 @@ OWN = (
     Option(name="length", group=PICTURE, metavar="HOW", parse=text,
            help="hold or loop: the video ends with the longer of footage and sound; after the footage its last frame "
                 "stands still, or its last second goes back and forth. trim: it ends with the shorter (default: hold)"),
-    Option(name="start", group=PICTURE, metavar="SECONDS", parse=number,
-           help="change nothing before this moment of the footage (default: 0)"),
-    Option(name="end", group=PICTURE, metavar="SECONDS", parse=number,
+    Option(name="start", group=PICTURE, metavar="TIME", parse=seconds,
+           help="change nothing before this moment of the footage; seconds, or minutes:seconds (default: 0)"),
+    Option(name="end", group=PICTURE, metavar="TIME", parse=seconds,
            help="change nothing from this moment on (default: the end)"),
     Option(name="draw-every", group=PICTURE, metavar="N", parse=whole,
            help="the model draws every Nth frame, those between are blended. 24 to 30 drawn frames a second cost 1.5 "

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import MediaError
 from ..geometry import VideoSize
 from ..media.video_io import read_timed_frames
-from ..running.plan import RunPlan
+from ..running.plan import RunPlan, unguided
 from ..types import ClipPlan
 from ..video.take import file_digest
 from ..video.timeline import plan_clips
@@ -102,7 +102,8 @@ class DubPlan(RunPlan):
     work: Work
 
     def __str__(self) -> str:
-        return "\n".join([str(self.work), *self.lines(len(self.work.clips))])
+        notes = (f"note    {remark}" for remark in unguided(self.work.request, self.settings))
+        return "\n".join([str(self.work), *self.lines(len(self.work.clips)), *notes])
 
 
 def find_work(

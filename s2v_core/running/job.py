@@ -74,7 +74,7 @@ def open_job(request: Request, components: Components) -> Iterator[Job]:
     with ExitStack() as stack:
         if request.output is not None:
             require_writable(request.output)
-        picture = read_picture(request.image)
+        picture, unheeded = read_picture(request.image), request.unheeded()
         size = request.size or fit_size(*picture.size, request.max_area or components.config.default_area)
         if request.say is not None:
             request = replace(request, say=None, audio=_say(request))
@@ -91,7 +91,7 @@ def open_job(request: Request, components: Components) -> Iterator[Job]:
         cast = cast.directed(clips, [script.speaker for script in scripts], plan.fps)
         job = Job(
             request=request, picture=picture, cast=cast, driving=driving, pose=pose, scripts=scripts,
-            pictures=pictures, plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks)),
+            pictures=pictures, plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks, *unheeded)),
         )  # fmt: skip
         finished = Take.count_finished(plan.take, job.made_from())
         yield replace(job, plan=replace(job.plan, finished_clips=finished))

@@ -18,7 +18,7 @@ from ..geometry import VideoSize
 from ..pace import ClipTime
 from ..placement import MemoryEstimate
 from ..planning import Way
-from ..request import ClipRequest, Request
+from ..request import ClipRequest, Request, changed
 from ..sampling.presets import find_preset
 from ..times import duration
 from ..types import ClipPlan, SamplerSettings
@@ -96,6 +96,7 @@ def plan_job(
         num_frames, request.clip_settings(), seed=request.seed, start_from_image=request.start_from_image
     )
     placed = place_scenes(scenes, clips, request.fps)
+    is_guided = any((scene.guidance_scale or 1) > 1 for scene in scenes)
     return JobPlan(
         size=size,
         num_frames=num_frames,
@@ -108,7 +109,12 @@ def plan_job(
         finished_clips=0,
         **foretold(components, size, request, settings),
         scenes=placed,
-        remarks=(*driving.remarks, *_remarks(request, whole, num_frames, pose), *unseen(scenes, placed)),
+        remarks=(
+            *driving.remarks,
+            *_remarks(request, whole, num_frames, pose),
+            *unseen(scenes, placed),
+            *(() if is_guided else unguided(request, settings)),
+        ),
     )
 
 
@@ -135,6 +141,14 @@ def sampler_settings(request: ClipRequest, components: Components) -> SamplerSet
     )
 
 
+def unguided(request: ClipRequest, settings: SamplerSettings) -> tuple[str, ...]:
+    """A line about settings that guidance alone heeds, where there is none."""
+    names = changed(request, ("negative_prompt", "sync_strength", "apg", "guidance_interval"))
+    if not names or settings.scales() != (1, 1):
+        return ()
+    return (f"without effect, as nothing is guided (guidance 1): {', '.join(names)}",)
+
+
 def _output_frames(request: Request, num_frames: int, whole: int, driving: Driving) -> int:
     """Frames of the file: as many as cover the sound, or what is made of it."""
     if request.output_fps is None:
@@ -147,6 +161,9 @@ def _remarks(request: Request, whole: int, num_frames: int, pose: PoseVideo | No
     remarks = []
     if request.num_frames is not None and request.num_frames > whole:
         remarks.append(f"{request.num_frames} frames were asked for, the sound has {whole}: the video ends with it")
+    seconds = num_frames / request.fps
+    if pose is not None and request.pose_start >= seconds:
+        remarks.append(f"the pose is to be followed from {request.pose_start:g} s on, the video lasts {seconds:.2f} s")
     if pose is not None:
-        remarks += pose.ends_early(min(num_frames / request.fps, request.pose_end or math.inf))
+        remarks += pose.ends_early(min(seconds, request.pose_end or math.inf))
     return tuple(remarks)

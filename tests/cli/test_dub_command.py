@@ -51,6 +51,11 @@ def test_a_plan_is_printed_and_nothing_made(folder, capsys):
     assert not (folder / "out.mp4").exists() and not (folder / "out.mp4.take").exists()
 
 
+def test_a_plan_says_what_changes_nothing(folder, capsys):
+    assert dub(folder, *FAST, "--apg", "--dry-run") == 0
+    assert "note    without effect, as nothing is guided (guidance 1): apg" in capsys.readouterr().out
+
+
 def test_footage_speaks_anew(folder, capsys):
     assert dub(folder, *FAST, "--start", "0.1") == 0
     heard = capsys.readouterr()
@@ -81,7 +86,7 @@ def test_a_stop_says_where_the_clips_are(folder, capsys, monkeypatch):
         (("--face-box", "boxes.csv"), "boxes.csv cannot be read"),
         (("--length", "stretch"), "length must be one of hold, loop, trim; got 'stretch'"),
         (("--strength", "2"), "strength must be above 0 and at most 1, got 2"),
-        (("--start", "late"), "start must be a number, got 'late'"),
+        (("--start", "late"), "start: 'late' is no time, such as 0:12.5"),
         (("--mask-pading", "2"), "unknown option --mask-pading; did you mean --mask-padding?"),
         (("--mask", "none.png"), "there is no picture none.png"),
         (("--size", "65x64"), "multiples of 16"),
@@ -111,7 +116,7 @@ def test_what_must_be_given_and_must_not_be_overwritten(tmp_path):
 def test_every_option_reaches_the_request():
     said = {
         "video": "v.mp4", "audio": "a.wav", "output": "o.mp4", "mask": "m.png", "face-box": "0.1,0.2,0.3,0.4",
-        "face": "2", "mask-padding": "0.1", "strength": "0.5", "size": "480p", "length": "loop", "start": "1",
+        "face": "2", "mask-padding": "0.1", "strength": "0.5", "size": "480p", "length": "loop", "start": "0:01",
         "end": "2", "draw-every": "3", "prompt": "p", "negative-prompt": "n", "seed": "4", "steps": "5",
         "guidance": "6", "sync-strength": "1.5", "apg": True, "shift": "7", "solver": "euler", "continuity": "carry",
         "take": "t", "guidance-interval": "0.2:0.8", "step-cache": "on", "preset": "lightning-8",

@@ -77,6 +77,14 @@ def test_half_a_size_and_wrong_sizes_are_refused(pipe: WanS2VPipeline, media: Pa
         VideoSize(width=833, height=481)
 
 
+def test_files_may_be_named_by_text_and_the_output_is_for_save_to_say(pipe: WanS2VPipeline, media: Path) -> None:
+    request = Request(image=str(media / "face.png"), audio="~/speech.wav", take="take", pose_video="pose.mp4")
+    assert (request.image, request.audio) == (media / "face.png", Path.home() / "speech.wav")
+    assert (request.take, request.pose_video, request.storyboard) == (Path("take"), Path("pose.mp4"), None)
+    with pytest.raises(ConfigError, match=r"leave output out and name the file to its save\(\)"):
+        pipe(**arguments(media), output="talk.mp4")
+
+
 def test_a_plan_needs_no_weights_and_a_run_does(media: Path, tmp_path: Path) -> None:
     planner = WanS2VPipeline.from_pretrained(device_map="cpu", load_weights=False)
     request = Request(image=media / "face.png", audio=media / "speech.wav", output=tmp_path / "out.mp4")

@@ -171,6 +171,33 @@ def test_a_pose_that_ends_before_the_sound_is_told(pipe, media):
         pipe.plan(request(media, pose_video=media / "pose.mp4", pose_skip=3.0))
 
 
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        ({"voice": "de", "speech_speed": 200}, "without effect, as there are no words to say: voice, speech_speed"),
+        ({"pose_strength": 0.5, "pose_steps": 3}, "without effect, as no pose is followed: pose_strength, pose_steps"),
+        ({"apg": True, "negative_prompt": "blur"}, "as nothing is guided (guidance 1): negative_prompt, apg"),
+        ({"sync_strength": 0.5}, "as nothing is guided (guidance 1): sync_strength"),
+        ({"pose_video": "pose.mp4", "pose_start": 0.5}, "pose is to be followed from 0.5 s on, the video lasts 0.50 s"),
+        ({"audio_end": 1.5}, "the sound was asked for up to 1.5 s and ends at 1.00 s"),
+    ],
+)
+def test_what_was_asked_for_and_changes_nothing_is_told(pipe, media, said, told):
+    if "pose_video" in said:
+        said = {**said, "pose_video": media / said["pose_video"]}
+    assert told in str(pipe.plan(request(media, **said)))
+
+
+def test_what_has_its_effect_is_not_told(pipe, media, tmp_path):
+    (tmp_path / "scenes.txt").write_text("[guidance 4] a")
+    guided = {"apg": True, "negative_prompt": "blur", "sync_strength": 0.5}
+    posed = {"pose_video": media / "pose.mp4", "pose_steps": 1}
+    for said in (posed, {**guided, "guidance_scale": 2.0}, {**guided, "storyboard": tmp_path / "scenes.txt"},
+                 {"sync_strength": 1.5}, {"audio_end": 1.0}):  # fmt: skip
+        told = str(pipe.plan(request(media, **said)))
+        assert "without effect" not in told and "asked for up to" not in told
+
+
 def test_footage_needs_its_package_and_says_so_before_the_work(pipe, media, monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     monkeypatch.setitem(sys.modules, "mediapipe.python.solutions.holistic", None)
