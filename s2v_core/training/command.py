@@ -67,9 +67,10 @@ def train(arguments: argparse.Namespace, say: Callable[[str], None] = log.info) 
     for config in stages:
         if lacks_weights(config):
             raise ConfigError(f"{config.name} would train the 14B model from {config.model.origin}: {HOW_TO_START}")
-        layout_of(config)
-        check_trackers(config.run.trackers)
-    device = own_device(arguments.device)
+        layout_of(config, makes_steps=not arguments.export)
+        check_trackers(() if arguments.export else config.run.trackers)
+    # The weights of a run that shares them out may not fit one device, and nothing is computed with them.
+    device = own_device("cpu" if arguments.export and arguments.device == "auto" else arguments.device)
     with joined(device):
         for config in stages:
             told = _run_stage(config, arguments, device, is_quiet=arguments.quiet or rank > 0)
@@ -89,7 +90,7 @@ def own_device(name: str) -> torch.device:
 
 def _run_stage(config: TrainConfig, arguments: argparse.Namespace, device: torch.device, *, is_quiet: bool) -> str:
     """Run or export; returns what there is to tell."""
-    ranks = make_ranks(layout_of(config), device)
+    ranks = make_ranks(layout_of(config, makes_steps=not arguments.export), device)
     if arguments.export:
         trainer = make_trainer(config, device=device, ranks=ranks)
         return f"step {trainer.step} exported: {', '.join(map(str, export(trainer, config)))}"

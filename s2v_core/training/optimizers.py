@@ -5,7 +5,7 @@ Knows parameters and packages; not steps, rates over a run, or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
 from .config import OptimizerConfig
+
+SETTINGS = ("betas", "eps", "weight_decay")   # of a group of parameters; its rate is set at every step
 
 
 class Optimizer(Protocol):
@@ -46,6 +48,19 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)   # torchao's, compiled with it
         else:
             group["lr"] = rate
+
+
+def load_moments(optimizer: Optimizer, state_for: Callable[[list[Tensor]], Mapping[str, Any]]) -> None:
+    """Go on with saved moments and this optimiser's own settings: a saved state brings those that it was made with.
+
+    Args:
+        state_for: the parameters in the optimiser's order -> what `state_dict` gave.
+    """
+    groups = optimizer.param_groups
+    settings = [{name: group[name] for name in SETTINGS if name in group} for group in groups]
+    optimizer.load_state_dict(state_for([parameter for group in groups for parameter in group["params"]]))
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def _adamw_8bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> Optimizer:

@@ -24,7 +24,7 @@ from ..parallel.layout import Layout
 from ..parallel.ranks import Ranks, launched, make_ranks
 from ..placement import DTYPES, free_memory
 from .checkpoint import load_newest, save_checkpoint
-from .config import TrainConfig
+from .config import RunConfig, TrainConfig
 from .dataset import Ahead, KeptWindows, WindowBatches, Windows
 from .encoders import ModelEncoders
 from .export import export_student
@@ -59,13 +59,16 @@ class RunResult:
     last_loss: float | None   # None when there was nothing left to do
 
 
-def layout_of(config: TrainConfig) -> Layout:
+def layout_of(config: TrainConfig, *, makes_steps: bool = True) -> Layout:
     """How the processes that were launched share the run.
+
+    Args:
+        makes_steps: without, they only share its weights, which any number can.
 
     Raises: ConfigError when they cannot share it as the settings say.
     """
     num_processes = launched()[2]
-    layout = config.parallel or Layout(data=num_processes)
+    layout = config.parallel if config.parallel and makes_steps else Layout(data=num_processes)
     layout.check_size(num_processes)
     layout.check_heads(model_config(config).transformer.num_heads)
     return layout
@@ -122,7 +125,7 @@ def make_trainer(
     """
     ranks = ranks or make_ranks(layout_of(config), device)
     trainer = Trainer(
-        build_student(config, device=device, ranks=ranks),
+        build_student(config, device=device, ranks=ranks, learns=source is not None),
         source,
         objective=config.objective,
         optimizer=config.optimizer,
@@ -155,20 +158,26 @@ def train(
         report, validation = None, Validation(config, device=device)
         run_log = stack.enter_context(_RunLog(run.output, trainer.step, config, writes=ranks.is_main))
         stop = stack.enter_context(_asked_to_stop())
+
+        def measure() -> None:
+            run_log.write({"step": trainer.step, **validation.measure(trainer)})
+
         progress.started(trainer.step, run.steps)
         try:
+            if _measures(run, trainer.step) and ranks.any(ranks.is_main and trainer.step not in run_log.measured):
+                measure()   # the run was stopped, or failed, after this step was saved
             while trainer.step < run.steps:
                 report = trainer.train_step()
                 progress.stepped(report)
                 if report.step % run.log_every == 0:
                     run_log.write(_entry(report, device))
-                if run.validate_every and report.step % run.validate_every == 0:
-                    run_log.write({"step": report.step, **validation.measure(trainer)})
                 stops = ranks.any(stop())
                 if report.step % run.save_every == 0 or report.step == run.steps or stops:
-                    save(trainer, config)
+                    save(trainer, config)   # before anything else is tried
                 if stops and report.step < run.steps:
                     raise Interrupted(f"stopped; step {report.step} is saved, and the same command goes on there")
+                if _measures(run, report.step):
+                    measure()
         finally:
             progress.close()
     return RunResult(
@@ -176,6 +185,10 @@ def train(
         exported=tuple(export(trainer, config)),
         last_loss=None if report is None else report.loss,
     )
+
+
+def _measures(run: RunConfig, step: int) -> bool:
+    return bool(run.validate_every and step and step % run.validate_every == 0)
 
 
 def save(trainer: Trainer, config: TrainConfig) -> Path:
@@ -223,6 +236,7 @@ class _RunLog:
 
     def __init__(self, folder: Path, step: int, config: TrainConfig, *, writes: bool) -> None:
         self.path = folder / LOG_FILE
+        self.measured: set[float] = set()   # steps whose weights were validated
         self._file: TextIO | None = None
         self._trackers = Trackers(
             config.run.trackers if writes else (), run_name=config.name, folder=folder, settings=_plain(config)
@@ -235,6 +249,7 @@ class _RunLog:
             folder.mkdir(parents=True, exist_ok=True)
             lines = self.path.read_text().splitlines() if self.path.exists() else []
             kept = [line for line in lines if _step_of(line) <= step]
+            self.measured = {_step_of(line) for line in kept if "loss" not in json.loads(line)}
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(line + "\n" for line in kept))
             os.replace(partial, self.path)

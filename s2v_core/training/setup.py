@@ -41,11 +41,14 @@ def model_config(config: TrainConfig) -> ModelConfig:
     return WAN_S2V_14B if config.model.config is None else read_model_config(config.model.config)
 
 
-def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | None = None) -> Student:
+def build_student(
+    config: TrainConfig, *, device: torch.device, ranks: Ranks | None = None, learns: bool = True
+) -> Student:
     """The student of a run, before its first step.
 
     Args:
         ranks: that share it out among themselves.
+        learns: without, it makes no step, and needs no windows.
 
     Raises: ConfigError, CheckpointError.
     """
@@ -58,6 +61,8 @@ def build_student(config: TrainConfig, *, device: torch.device, ranks: Ranks | N
     if source.text_encoder == "trained":
         prompts = build_prompts(settings, source.text_weights, seed=config.run.seed)
         student = Student(transformer, negative="", prompts=prompts)
+    elif not learns:
+        student = Student(transformer, negative=torch.zeros(1, 0, settings.transformer.text_dim))
     else:
         folder = (*config.data.windows, config.precompute.windows)[0]
         student = Student(transformer, negative=load_empty_prompt(folder))

@@ -24,7 +24,7 @@ from ..parallel.state import from_pieces, optimizer_state, own_part
 from ..parallel.weights import let_go, own_rows, whole
 from .config import ObjectiveConfig, OptimizerConfig
 from .objective import Batch, draw, velocity_loss
-from .optimizers import make_optimizer, set_learning_rate
+from .optimizers import load_moments, make_optimizer, set_learning_rate
 from .student import Student
 
 
@@ -58,6 +58,13 @@ class Average:
         self.num_updates = 0
         self.parameters = parameters
         self.weights = {name: own_rows(p.detach()).float().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """With the weights as they are now."""
+        self.num_updates = 0
+        for name, parameter in self.parameters.items():
+            self.weights[name].copy_(own_rows(parameter.detach()))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -113,7 +120,8 @@ class Trainer:
     """A student with its optimiser.
 
     Args:
-        source: of the batches; `accumulate` of them, for each group of ranks, make a step. None: no step is made.
+        source: of the batches; `accumulate` of them, for each group of ranks, make a step. None: no step is made, and
+            there is no optimiser.
         steps: of the whole run: the learning rate falls towards its end.
         ranks: that train together, each with its own trainer of a student that is shared out among them.
     """
@@ -142,7 +150,7 @@ class Trainer:
         self.device = torch.device(device)
         self.step = 0   # optimiser steps done
         trained = student.trained()
-        self.optimizer = make_optimizer(trained.values(), optimizer)
+        self.optimizer = None if source is None else make_optimizer(trained.values(), optimizer)
         self.average = Average(trained, optimizer.ema) if optimizer.ema else None
 
     def train_step(self) -> StepReport:
@@ -150,6 +158,7 @@ class Trainer:
 
         Raises: OutputError when the loss is no longer a number; the weights are then as they were before the step.
         """
+        assert self.optimizer is not None, "a trainer without batches makes no step"
         began = time.perf_counter()
         rate = learning_rate(self.step, self.steps, self.config)
         set_learning_rate(self.optimizer, rate)
@@ -213,6 +222,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on but the settings and the source: this rank's part of it."""
+        assert self.optimizer is not None, "a trainer without batches has nothing new to save"
         return {
             "step": self.step,
             "weights": {name: own_rows(p.detach()) for name, p in self.student.trained().items()},
@@ -225,7 +235,8 @@ class Trainer:
         """Go on where a trainer was.
 
         Args:
-            states: of all its ranks, in their order; there may have been more or fewer than there are now.
+            states: of all its ranks, in their order; there may have been more or fewer than there are now. Of the
+                optimiser they bring what it remembers, not its settings.
 
         Raises: CheckpointError when it had another model, or trained another part of it.
         """
@@ -238,8 +249,10 @@ class Trainer:
             if saved.shape != own.shape:
                 raise _of_another_run(f"{name} is {list(saved.shape)} there and {list(own.shape)} here")
             own.copy_(saved)
-        in_order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.optimizer.load_state_dict(optimizer_state(state["optimizer"], in_order))
+        if self.optimizer is not None:
+            load_moments(self.optimizer, lambda in_order: optimizer_state(state["optimizer"], in_order))
         self.step = state["step"]
         if self.average and state["average"]:
             self.average.load_state_dict(state["average"])
+        elif self.average:   # none was kept until now
+            self.average.begin()

@@ -398,6 +398,41 @@ def test_export_writes_the_newest_checkpoint_without_training(settings, tmp_path
     assert (tmp_path / "out/export/transformer.safetensors").exists() and losses(tmp_path / "out") == before
 
 
+def test_export_needs_neither_windows_nor_as_many_processes_as_the_run(settings, tmp_path):
+    path, exported = tmp_path / "run.yaml", tmp_path / "out/export/transformer.safetensors"
+    short = {**settings, "run": {**settings["run"], "steps": 3}}
+    path.write_text(yaml.safe_dump(short))
+    assert main(["--config", str(path), "--quiet"]) == 0
+    expected = exported.read_bytes()
+    exported.unlink()
+    elsewhere = {**short, "parallel": {"data": 4, "ulysses": 2}, "data": {"windows": [str(tmp_path / "not there")]}}
+    path.write_text(yaml.safe_dump(elsewhere))
+    assert main(["--config", str(path), "--export"]) == 0
+    assert exported.read_bytes() == expected
+    assert main(["--config", str(path)]) == 2, "a run that makes steps needs both"
+    frozen = config_of({**elsewhere, "model": {**settings["model"], "text_encoder": "frozen"}})
+    assert build_student(frozen, device=CPU, learns=False).trained()
+
+
+def test_a_step_is_saved_before_it_is_measured_and_measured_once(settings, tmp_path, monkeypatch):
+    config, whole = config_of(settings, validate_every=2, save_every=2, steps=4), Validation.measure
+
+    def no_room(*_):
+        raise torch.OutOfMemoryError("no room beside the training")
+
+    monkeypatch.setattr(Validation, "measure", no_room)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(config, device=CPU, progress=Silent())
+    assert [path.stem for path in checkpoints(tmp_path / "out/checkpoints")] == ["step-00000002"]
+    monkeypatch.setattr(Validation, "measure", whole)
+    for _ in range(2):   # the second time there is nothing left to do
+        train(config, device=CPU, progress=Silent())
+        entries = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+        assert [(entry["step"], "validation" in entry) for entry in entries] == [
+            (1, False), (2, False), (2, True), (3, False), (4, False), (4, True),
+        ]  # fmt: skip
+
+
 def test_a_stop_inside_a_run_is_an_interruption(settings, tmp_path):
     class Impatient(Silent):
         def stepped(self, report):

@@ -64,6 +64,31 @@ def test_a_state_carried_over_goes_on_bit_for_bit():
         assert torch.equal(weights, second.average.weights[name])
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_changed_settings_of_the_optimiser_hold_from_the_next_step_on(offload):
+    first = make_trainer(optimizer=replace(OPTIMIZER, offload=offload))
+    losses(first, 3)
+    state = first.state_dict()
+    changed = replace(OPTIMIZER, offload=offload, weight_decay=0.5, betas=(0.5, 0.6), eps=1e-3)
+    second = make_trainer(optimizer=changed)
+    second.load_state_dict(state)
+    losses(first, 1)
+    losses(second, 1)
+    (group,) = second.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.5, (0.5, 0.6), 1e-3)
+    pairs = [(p, second.student.trained()[name]) for name, p in first.student.trained().items()]
+    assert any((a - b).abs().max() > 1e-4 for a, b in pairs), "and they do something"
+
+
+def test_an_average_that_was_not_kept_before_begins_with_the_weights_that_were_saved():
+    first = make_trainer(optimizer=replace(OPTIMIZER, ema=0.0))
+    losses(first, 3)
+    second = make_trainer(student=tiny_student(seed=9))
+    second.load_state_dict(first.state_dict())
+    for name, parameter in first.student.trained().items():
+        assert torch.equal(second.average.weights[name], parameter)
+
+
 def test_the_state_of_another_model_or_of_other_parts_is_refused():
     state = make_trainer().state_dict()
     wider = WanS2VTransformer(replace(CONFIG, ffn_dim=48))
