@@ -331,7 +331,7 @@ LORA_UNSUPPORTED = {
 }
 LORA_PREFIXES = (
     "base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "model.",
-    "lora_unet__", "lora_unet_", "lora_transformer_",
+    "lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_",
 )  # fmt: skip
 
 # Diffusers' names of Wan modules -> the official ones. Parts of names, tried in order.

@@ -82,10 +82,18 @@ def read_lora(file: WeightFile) -> Lora:
         raise CheckpointError(f"{file.path} is {kind.title}, not a LoRA")
     _refuse_unsupported(file)
     groups: dict[str, dict[str, Tensor]] = {}
+    unknown = []
     for name, stored in file.tensors.items():
         target, part = _split(name)
         if part:
             groups.setdefault(target, {})[part] = stored.dense(None)
+        else:
+            unknown.append(name)
+    if unknown:
+        log.warning(
+            "%s: %d of %d tensors are of no kind of change that can be applied, and are left out: %s",
+            file.path, len(unknown), len(file.tensors), ", ".join(unknown[:3]),
+        )  # fmt: skip
     scaling = _read_scaling(file)
     changes = [change for target, parts in groups.items() for change in _changes(file.path, target, parts, scaling)]
     return Lora(path=file.path, changes=tuple(changes))

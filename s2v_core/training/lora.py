@@ -71,5 +71,8 @@ def export_lora(
 
     Raises: OutputError when the disk does not take it.
     """
-    weights = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in lora_weights(model).items()}
+    weights = {
+        name: tensor.to("cpu", dtype if tensor.ndim else torch.float32).contiguous()   # alpha is a factor: exact
+        for name, tensor in lora_weights(model).items()
+    }
     return [save_weights(folder / "lora.safetensors", weights)] if writes else []

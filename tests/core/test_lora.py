@@ -13,6 +13,7 @@ from torch import nn
 
 from s2v_core.checkpoints.loading import load_model
 from s2v_core.checkpoints.lora import apply_lora, load_lora
+from s2v_core.components import Components
 from s2v_core.errors import CheckpointError, ConfigError
 from s2v_core.models.dit import WanS2VTransformer
 
@@ -50,6 +51,7 @@ def spelled(spelling: str) -> dict[str, torch.Tensor]:
     out = {}
     for name, (down, up) in matrices().items():
         prefix, a, b = {
+            "lycoris": (f"lycoris_{name.replace('.', '_')}", "lora_down", "lora_up"),
             "kohya": (f"lora_unet_{name.replace('.', '_')}", "lora_down", "lora_up"),
             "comfyui": (f"diffusion_model.{name}", "lora_down", "lora_up"),
             "peft": (f"base_model.model.{name}", "lora_A", "lora_B"),
@@ -80,7 +82,7 @@ def kohya(tmp_path):
     return tmp_path / "lora.safetensors"
 
 
-SPELLINGS = ["kohya", "comfyui", "peft", "peft default", "diffusers", "kohya diffusers", "bare"]
+SPELLINGS = ["kohya", "lycoris", "comfyui", "peft", "peft default", "diffusers", "kohya diffusers", "bare"]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -176,6 +178,17 @@ def test_peft_folder_scales_by_its_config(tmp_path, model, base, use_rslora, fac
     assert_same(model, changed(base, factor))
 
 
+def test_a_peft_folder_can_be_told_from_another(tmp_path):
+    def seen(seed):
+        down, up = matrices(seed)["head.head"]
+        pair = {"head.head.lora_A.weight": down, "head.head.lora_B.weight": up}
+        save_file(pair, tmp_path / "adapter_model.safetensors")
+        settings = {"dtype": None, "device": "cpu", "attention": "auto", "offload": "auto", "load_weights": False}
+        return Components.find(None, loras=[(tmp_path, 1.0)], **settings).identity()["loras"]
+
+    assert seen(0) == seen(0) != seen(1)
+
+
 def test_diffusers_header_gives_alpha(tmp_path, model, base):
     tensors = {name: t for name, t in spelled("diffusers").items() if not name.endswith("alpha")}
     header = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": ALPHA, "transformer.r": RANK})}
@@ -256,6 +269,16 @@ def test_what_does_not_fit_among_what_does_is_counted_in_the_log(tmp_path, model
         apply_lora(model, load_lora(tmp_path / "lora.safetensors"))
     assert "9 of 11 keys fit" in caplog.text
     assert_same(model, changed(base, ALPHA / RANK))
+
+
+@pytest.mark.parametrize("stranger", ["head.head.weight", "blocks.0.self_attn.q.lora_B.bias", "blocks.0.norm3.w_norm"])
+def test_what_is_no_change_that_can_be_applied_is_counted_in_the_log(tmp_path, caplog, stranger):
+    """PEFT also saves whole modules, biases of its matrices, ..."""
+    save_file({**spelled("peft"), f"base_model.model.{stranger}": torch.ones(64)}, tmp_path / "lora.safetensors")
+    with caplog.at_level(logging.WARNING):
+        assert load_lora(tmp_path / "lora.safetensors").num_keys == 9
+    told = "1 of 10 tensors are of no kind of change that can be applied, and are left out: base_model.model."
+    assert told + stranger in caplog.text
 
 
 @pytest.mark.parametrize("ending,kind", [(".dora_scale", "DoRA"), (".hada_w1_a", "LoHa"), (".lokr_w1", "LoKr")])

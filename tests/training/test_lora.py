@@ -93,6 +93,14 @@ def test_its_file_gives_a_plain_model_what_was_learnt(tmp_path):
     assert (ours - untouched).abs().max() > 0.05
 
 
+def test_its_alpha_is_stored_exactly(tmp_path):
+    student = tiny_student()
+    add_lora(student.transformer, rank=RANK, alpha=100.7, seed=1)
+    (path,) = export_lora(student.transformer, tmp_path, dtype=torch.bfloat16)
+    scales = [change.scale for change in load_lora(path).changes]
+    assert scales == pytest.approx([100.7 / RANK] * len(scales), rel=1e-6)
+
+
 def velocity(model, batch):
     clip = model.prepare_clip(
         prompt=model.prepare_prompt(batch.prompt_embeds), num_latents=2, reference_latent=batch.reference_latent,
