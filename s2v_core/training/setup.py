@@ -77,9 +77,9 @@ def build_student(
     if source.compile_blocks:
         compile_blocks(transformer)
     if ranks is None or ranks.meshes is None:
-        student.to(device)
-        store(transformer)
-        return student
+        for part in (*transformer.blocks, transformer):   # one by one: all at once in the file's dtype may not fit
+            store(part.to(device))
+        return student.to(device)
     share_sequences(transformer, ranks)
     shard_layers(transformer, ranks.meshes.world, prepare=store)   # brings each part to its device by itself
     store(transformer)

@@ -324,6 +324,36 @@ def test_starting_copies_no_weight_that_does_not_learn_and_draws_none_that_a_fil
     assert made.bytes < 2 * (fresh + learnt) + 10_000
 
 
+class Moved(TorchDispatchMode):
+    """The most bytes that were on the meta device at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.is_meta:
+            self.now += out.nbytes - (args[0].nbytes if args[0].is_meta else 0)
+            self.most = max(self.most, self.now)
+        return out
+
+
+def test_weights_come_to_the_device_block_by_block_so_that_it_never_holds_all_of_them_as_the_file_does(
+    settings, tmp_path
+):
+    save_file(tiny_transformer(seed=4).state_dict(), tmp_path / "w.safetensors")   # float32
+    save_empty_prompt(tmp_path / "windows", torch.ones(2, 12), model="m")
+    settings["model"] |= {"weights": str(tmp_path / "w.safetensors"), "trained": "lora", "frozen_dtype": "bf16",
+                          "lora_rank": 1, "text_encoder": "frozen"}  # fmt: skip
+    with Moved() as moved:
+        student = build_student(config_of(settings), device=torch.device("meta"))
+    kept = sum(p.nbytes for p in student.parameters())
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in student.transformer.blocks]
+    assert moved.now == kept
+    assert moved.most < 2 * kept - blocks[0] * 0.9, "twice as much, but for blocks that were stored already"
+
+
 def test_what_is_fresh_beside_text_to_video_weights_is_the_same_every_time(tmp_path):
     weights = {name: p for name, p in tiny_transformer().state_dict().items() if name.startswith(SHARED)}
     save_file(weights, tmp_path / "t2v.safetensors")
