@@ -57,6 +57,7 @@ def _write(text: str, path: Path) -> None:
     """The file appears complete or not at all."""
     partial = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:

@@ -287,12 +287,12 @@ class _Clock:
 
 
 def require_writable(output: Path) -> None:
-    """Find out before the work whether its result can be kept. Raises: OutputError."""
+    """Find out before the work whether its result can be kept; nothing is left behind. Raises: OutputError."""
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name a file in it")
-    probe = output.with_name(f".{output.name}.{os.getpid()}.part")   # a job may be writing to `_partial(output)`
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = next(folder for folder in output.absolute().parents if folder.exists())   # others are made later
+        probe = folder / f".{output.name}.{os.getpid()}.part"   # a job may be writing to `_partial(output)`
         probe.touch()
         probe.unlink()
     except OSError as error:

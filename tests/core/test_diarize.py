@@ -146,7 +146,7 @@ def test_other_speakers_another_number_and_another_sound_are_found_anew(talk, tm
 
 
 def test_voices_without_a_speaker_stay_in_the_file_as_remarks(talk, tmp_path):
-    path = turns_file(talk, ["anna"], 2, beside=tmp_path / "talk.mp4")
+    path = turns_file(talk, ["anna"], 2, beside=tmp_path / "no folder yet" / "talk.mp4")
     assert path.read_text().count("\n# ") == 2 and ",voice 2\n" in path.read_text()
     assert {turn.speaker for turn in read_turns(path, ["anna"])} == {"anna"}
 

@@ -455,8 +455,9 @@ def test_a_place_that_cannot_be_written_is_told(segments, sound, tmp_path):
 
 def test_asking_whether_a_place_can_be_written_leaves_it_as_it_was(tmp_path):
     (tmp_path / "old.mp4").write_bytes(b"old")
-    for name in ("new.mp4", "old.mp4"):
+    for name in ("new.mp4", "old.mp4", "no/folder/yet/new.mp4"):
         require_writable(tmp_path / name)
+    assert not (tmp_path / "no").exists()
     assert files(tmp_path) == {"old.mp4"} and (tmp_path / "old.mp4").read_bytes() == b"old"
 
 
