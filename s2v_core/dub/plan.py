@@ -6,6 +6,8 @@ Knows the footage, the sound's length and the face's track; no models and no pix
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -15,6 +17,7 @@ from ..errors import MediaError
 from ..geometry import VideoSize
 from ..media.video_io import read_timed_frames
 from ..running.plan import RunPlan, unguided
+from ..times import duration
 from ..types import ClipPlan
 from ..video.take import file_digest
 from ..video.timeline import plan_clips
@@ -27,6 +30,9 @@ from .stretch import Editor, Stretch, num_drawn
 from .timeline import Timeline, make_timeline
 from .tracking import Track, follow, runs
 
+log = logging.getLogger(__name__)
+
+TOLD_EVERY = 10.0     # seconds: how often it is said how much of the footage was looked through
 MOST_DRAWN = 30.5     # frames a second that the model draws, at most, when nobody says how many
 OUTSIDE = "outside the times that were asked for"
 
@@ -151,7 +157,7 @@ def _look_through(
 ) -> tuple[Shot, list[Sequence[Face]]]:
     """Every frame of the footage once: when it shows, what is on it."""
     times, changes, seen = [], [], []
-    change, size = Changes(), (0, 0)
+    change, size, told = Changes(), (0, 0), time.monotonic()
     for number, frame in enumerate(read_timed_frames(request.video)):
         picture = frame.picture()
         size = size if number else (picture.shape[1], picture.shape[0])
@@ -161,6 +167,9 @@ def _look_through(
         changes.append(change.of(picture))
         seen.append(faces.seen(number, frame.seconds, picture) if _is_asked_for(request, frame.seconds) else ())
         on_frame(frame.seconds)
+        if time.monotonic() - told > TOLD_EVERY:
+            told = time.monotonic()
+            log.info("%s: looked for faces in its first %s", request.video, duration(frame.seconds))
     return describe_shot(request.video, times, changes, size), seen
 
 

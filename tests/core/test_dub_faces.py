@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from s2v_core.dub import plan
 from s2v_core.dub.faces import Face, FoundFaces, GivenBoxes, MaskedFaces, MaskFrames, StillMask, read_boxes, read_mask
 from s2v_core.dub.plan import find_work
 from s2v_core.dub.request import DubRequest
@@ -73,6 +74,18 @@ def test_a_face_that_moves_is_followed_and_one_that_is_covered_stays_as_it_is(tm
         middles = [(left + right) / 2 for left, _, right, _ in stretch.faces]
         truth = [40 + 3 * k + 80 for k in range(stretch.first, stretch.stop)]
         assert np.abs(np.subtract(middles, truth)).max() < 4
+
+
+def test_it_is_told_now_and_then_how_much_was_looked_through(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(plan, "TOLD_EVERY", -1.0)
+    caplog.set_level("INFO", "s2v_core")
+    write_video(tmp_path / "shot.mp4", [np.full((64, 64, 3), k, np.uint8) for k in range(3)], 1)
+    request = DubRequest(
+        video=tmp_path / "shot.mp4", audio=tmp_path / "new.wav", output=tmp_path / "out.mp4", face_box=(0, 0, 1, 1)
+    )
+    find_work(request, *who_says_where(request, None), VideoSize(width=64, height=64), 3.0)
+    told = [record.message for record in caplog.records]
+    assert told == [f"{request.video}: looked for faces in its first 0:0{k}" for k in range(3)]
 
 
 def test_without_opencv_the_line_that_brings_it_is_said(monkeypatch):
