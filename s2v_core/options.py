@@ -111,7 +111,7 @@ def one_of(choices: Collection[str]) -> Parser:
     def parse(name: str, value: object) -> str:
         if value is False and "off" in choices:   # YAML reads off as false
             return "off"
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
         return str(value)
 

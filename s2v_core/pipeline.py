@@ -154,7 +154,7 @@ class WanS2VPipeline:
             audio_path: None: `speakers` have voices of their own, or there are words to `say`.
             num_frames: None: the whole sound.
             height, width: pixels, both or neither; None: the picture's shape at the model's area.
-            generator: its initial seed is the video's seed; None: 0.
+            generator: its initial seed, modulo 2**63, is the video's seed; None: 0.
             settings: any other field of `Request` but its output, which is for `save` to say.
 
         Raises: as `run`.
@@ -172,7 +172,7 @@ class WanS2VPipeline:
             size=None if height is None else VideoSize(width=width, height=height),
             guidance_scale=guidance_scale,
             steps=num_inference_steps,
-            seed=generator.initial_seed() if generator is not None else 0,
+            seed=generator.initial_seed() % 2**63 if generator is not None else 0,
             **settings,
         )
         folder = tempfile.TemporaryDirectory(prefix="wan-s2v-")

@@ -116,6 +116,7 @@ def test_every_option_may_stand_in_the_yaml_file(pipeline, capsys, tmp_path):
         ("quiet: 1", "quiet must be true or false, got 1"),
         ("image: ''", "image must name a file or folder, got ''"),
         ("size: 833x481", "833x481; try 832x480"),
+        ("preset: [lightning-4]", "preset must be one of lightning-4, lightning-8; got ['lightning-4']"),
         ("dry-run: true\ndry_run: true", "option 'dry-run' is given twice"),
         ("- steps", "must hold options, such as 'steps: 20', one per line; got list"),
         ("steps: [1\nfps: 3", "line 2 is not YAML"),

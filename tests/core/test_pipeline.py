@@ -16,6 +16,7 @@ from s2v_core.errors import ConfigError, OutputError, ShapeError
 from s2v_core.geometry import VideoSize
 from s2v_core.media.video_io import probe_video, read_frames
 from s2v_core.models.tiles import TiledVAE
+from s2v_core.pipeline import RunResult
 from s2v_core.planning import Way
 from s2v_core.request import Request
 from s2v_core.types import ClipSettings, Denoiser, SamplerSettings
@@ -61,6 +62,15 @@ def test_the_generators_seed_is_the_videos(pipe: WanS2VPipeline, media: Path, tm
 
     one, again, other = (frames(torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+def test_any_generators_seed_will_do(pipe: WanS2VPipeline, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of those that `Generator.seed()` draws are 2**63 or more."""
+    seen: list[Request] = []
+    monkeypatch.setattr(pipe, "run", lambda request, progress: seen.append(request) or RunResult(
+        path=media, num_frames=8, seconds=0.5))  # fmt: skip
+    pipe(**arguments(media), generator=torch.Generator().manual_seed(2**64 - 3))
+    assert seen[0].seed == 2**63 - 3
 
 
 def test_fewer_frames_on_request_and_never_more_than_the_sound(pipe: WanS2VPipeline, media: Path) -> None:
