@@ -66,9 +66,8 @@ class Scene:
         return f"clip {self.clip}" if self.clip is not None else clock(self.at or 0.0)
 
     def __str__(self) -> str:
-        said = [
-            ("seed", self.seed), ("guidance", self.guidance_scale), ("image", self.image), ("speaker", self.speaker),
-        ]  # fmt: skip
+        guidance = None if self.guidance_scale is None else f"{self.guidance_scale:g}"
+        said = [("seed", self.seed), ("guidance", guidance), ("image", self.image), ("speaker", self.speaker)]
         told = [] if self.prompt is None else [self.prompt]
         return ", ".join([*told, *(f"{name} {value}" for name, value in said if value is not None)])
 
@@ -82,7 +81,8 @@ class PlacedScene:
     start: float     # seconds: where that clip begins
 
     def __str__(self) -> str:
-        asked = "" if clock(self.start) == self.scene.asked else f", asked for at {self.scene.asked}"
+        as_asked = self.scene.clip is not None or clock(self.start) == self.scene.asked
+        asked = "" if as_asked else f", asked for at {self.scene.asked}"
         return f"from clip {self.clip + 1} ({clock(self.start)}{asked}): {self.scene}"
 
 

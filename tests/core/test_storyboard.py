@@ -102,6 +102,8 @@ def test_the_plan_says_where_a_scene_begins_and_where_it_was_asked_to():
     first, second = place_scenes(parse_storyboard("a\n0:05.5 [seed 3] b"), plans(), FPS)
     assert str(first) == "from clip 1 (0:00.00): a"
     assert str(second) == "from clip 2 (0:04.81, asked for at 0:05.50): b, seed 3"
+    *_, last = place_scenes(parse_storyboard("a\nclip 2 [guidance 5] b"), plans(), FPS)
+    assert str(last) == "from clip 2 (0:04.81): b, guidance 5"
 
 
 @pytest.mark.parametrize(
