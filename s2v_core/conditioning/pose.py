@@ -75,8 +75,8 @@ class PoseVideo:
         return window
 
     def ends_early(self, seconds: float) -> tuple[str, ...]:
-        """A remark where a video of so many seconds outlasts the poses."""
-        if self.duration >= seconds:
+        """A remark where a video of so many seconds outlasts the poses: its last frame shows none."""
+        if seconds - 1 / self._fps < self.duration - CLOCK_STEP:
             return ()
         return (f"the pose video lasts {self.duration:.2f} s of {seconds:.2f} s: the rest moves freely",)
 

@@ -87,6 +87,14 @@ def test_before_zero_the_first_frame_is_shown_and_past_the_end_black():
     assert bool((window[:, :, 6:] == -1).all())
 
 
+@pytest.mark.parametrize("duration, told", [(10.0, True), (10.02, False), (10.0625, False)])
+def test_poses_end_early_where_the_last_frame_shows_none(duration, told):
+    video = pose(steady(25, 250), duration=duration)
+    num_frames = 161   # the last one begins at 10 s
+    assert bool(video.ends_early(num_frames / 16)) == told
+    assert bool((video.window(num_frames - 1, num_frames) == -1).all()) == told
+
+
 def test_windows_in_order_read_the_source_once_and_make_only_the_pictures_shown():
     source = steady(60, 240)
     video = pose(source, duration=4.0)
