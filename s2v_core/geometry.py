@@ -13,6 +13,7 @@ from .errors import ShapeError
 SPATIAL_STRIDE = 8    # pixels to a latent cell, both ways
 TEMPORAL_STRIDE = 4   # frames to a latent frame, after the first of a stream
 PATCH = 2             # latent cells to a token, both ways
+REFERENCE_TIME = 30   # latent frame at which the reference picture's tokens stand: beyond the 20 of a clip
 SIZE_MULTIPLE = 64    # the reference rounds a video's sides to this: whole tokens in the 4x motion bucket too
 
 

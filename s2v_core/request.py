@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from .errors import ConfigError
-from .geometry import VideoSize
+from .geometry import REFERENCE_TIME, TEMPORAL_STRIDE, VideoSize
 from .sampling.presets import find_preset
 from .speakers import Speaker, check_speakers
 from .types import (
@@ -70,7 +70,7 @@ class ClipRequest:
     step_cache: float = 0.0              # largest change of a step that is foretold in place of computed; 0: off
     solver: str | None = None            # None: "unipc"
     seed: int = 0                        # clip r draws its noise from seed + r
-    clip_frames: int = 80                # new frames per clip, a multiple of 4
+    clip_frames: int = 80                # new frames per clip, a multiple of 4, at most 120
     continuity: str = "exact"            # "exact": the reference's decode; "carry": cheaper, slightly different
     take: Path | None = None             # folder of finished clips; None: beside the output
 
@@ -82,6 +82,11 @@ class ClipRequest:
             raise ConfigError(f"seed must be 0 or more and below 2**63, got {self.seed}")
         if self.continuity not in CONTINUITIES:
             raise ConfigError(f"continuity must be one of {', '.join(CONTINUITIES)}; got {self.continuity!r}")
+        if self.clip_frames > TEMPORAL_STRIDE * REFERENCE_TIME:
+            raise ConfigError(
+                f"clip_frames must be at most {TEMPORAL_STRIDE * REFERENCE_TIME}, got {self.clip_frames}: frames after "
+                "these would stand where the reference picture does"
+            )
         self.clip_settings()
         self.sampler_settings(steps=1, shift=1.0, guidance_scale=1.0)
 

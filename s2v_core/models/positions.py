@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry import LatentGrid
-
-REFERENCE_TIME = 30   # fixed: beyond the 20 latent frames of a clip
+from ..geometry import REFERENCE_TIME, LatentGrid
 
 
 def grid_positions(times: list[int], rows: list[int], columns: list[int]) -> Tensor:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from s2v_core.errors import ConfigError
+from s2v_core.geometry import LatentGrid
+from s2v_core.models.positions import reference_positions, video_positions
+from s2v_core.request import Request
 from s2v_core.types import ClipSettings
 from s2v_core.video.timeline import plan_clips
 
@@ -43,3 +48,11 @@ def test_each_clip_has_its_own_seed():
 def test_no_frames_is_refused():
     with pytest.raises(ConfigError, match="got 0"):
         plan_clips(0, ClipSettings(), seed=0, start_from_image=False)
+
+
+def test_no_frame_of_a_clip_stands_where_the_reference_picture_does():
+    longest = replace(Request(image="face.png", audio="speech.wav"), clip_frames=120)
+    grid = LatentGrid(frames=longest.clip_settings().num_latents, height=2, width=2)
+    assert video_positions(grid)[:, 0].max() == reference_positions(grid)[0, 0] - 1
+    with pytest.raises(ConfigError, match="clip_frames must be at most 120, got 124"):
+        replace(longest, clip_frames=124)
