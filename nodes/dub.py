@@ -43,9 +43,9 @@ class DubVideo(io.ComfyNode):
                 io.Int.Input("face", default=0, min=0, max=16,
                              tooltip="Which of several people, counted from the left; 0: the one who fills most. "
                                      "Unused with a mask."),
-                io.Float.Input("start", default=0.0, min=0.0, max=86400.0, step=0.1,
+                io.Float.Input("start", default=0.0, min=0.0, max=86400.0, step=0.1, round=0.001,
                                tooltip="Seconds of the footage: nothing changes before."),
-                io.Float.Input("end", default=0.0, min=0.0, max=86400.0, step=0.1,
+                io.Float.Input("end", default=0.0, min=0.0, max=86400.0, step=0.1, round=0.001,
                                tooltip="Seconds of the footage: nothing changes from here on. 0: its end."),
                 io.Int.Input("draw_every", default=0, min=0, max=8,
                              tooltip="The model draws every n-th frame, those between are blended. 0: each one up to "

@@ -35,7 +35,7 @@ def how_large() -> list[io.Input]:
                      tooltip="Pixels, a multiple of 16, 64 to 4096. 0 with height 0: the picture's shape, at the "
                              "area that the model likes (832x480 for the big one)."),
         io.Int.Input("height", default=0, min=0, max=4096, step=16, tooltip="Pixels, as width."),
-        io.Float.Input("fps", default=16.0, min=1.0, max=60.0, step=1.0,
+        io.Float.Input("fps", default=16.0, min=1.0, max=60.0, step=1.0, round=0.001,
                        tooltip="Frames per second that are made, 1 to 60: 24, 25 and 30 take 1.5, 1.6 and 1.9 times "
                                "the work of 16, which Wan-S2V was trained at."),
     ]  # fmt: skip

@@ -230,6 +230,77 @@ def test_the_timeline_shows_a_sound_that_was_copied_in_after_the_workflow_was_op
     assert all("404" in fault for fault in page.faults)
 
 
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_the_timeline_says_why_it_shows_no_sound_and_asks_only_for_what_is_missing(page, server):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "broken.wav" in request.url else None)
+    (server.base / "input" / "broken.wav").write_bytes(b"RIFF of nothing")
+    open_workflow(page, "s2v_long_video")
+    page.evaluate("() => { app.graph._nodes.find(n => n.type === 'LoadAudio').widgets[0].value = 'broken.wav' }")
+    timeline = long_video_in_view(page)
+    wait_for(page, timeline, reason="no browser draws this sound; the nodes may read it")
+    page.wait_for_timeout(4000)
+    assert len(asked) == 1
+    page.evaluate("""() => { const hear = app.graph._nodes.find(n => n.type === 'S2VAudioEncode');
+        const say = LiteGraph.createNode('S2VSay'); app.graph.add(say); say.connect(0, hear, 0) }""")
+    wait_for(page, timeline, reason="this sound is known in a run only")
+    page.evaluate("() => app.graph._nodes.find(n => n.type === 'S2VAudioEncode').disconnectInput(0)")
+    wait_for(page, timeline, reason="connect Load Audio to see its sound here")
+    assert page.faults == []
+
+
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_the_timeline_reads_through_subgraphs_and_links_and_fills_in_there(page):
+    """The video is in one subgraph, its sound in another; outside are their end, and the steps, anew in every run."""
+    open_workflow(page, "s2v_try_it")
+    page.evaluate("""() => { const node = kind => app.graph._nodes.find(n => n.type === kind);
+        const video = node('S2VLongVideo'), hear = node('S2VAudioEncode');
+        const value = (n, name, v) => { n.widgets.find(w => w.name === name).value = v };
+        for (const [name, v] of [['seed', 77], ['steps', 9], ['width', 64], ['height', 64]]) value(video, name, v);
+        for (const [to, name, v] of [[video, 'steps', 2], [hear, 'end', 2.5]]) {
+            const number = LiteGraph.createNode(name === 'steps' ? 'PrimitiveInt' : 'PrimitiveFloat');
+            app.graph.add(number); value(number, 'value', v);
+            number.connect(0, to, to.inputs.findIndex(input => input.name === name)) }
+        const inside = app.graph.convertToSubgraph(new Set([video]));
+        app.graph.convertToSubgraph(new Set([hear]));
+        app.canvas.openSubgraph(inside.subgraph) }""")
+    page.wait_for_timeout(800)
+    page.evaluate("""() => { const node = app.canvas.graph.nodes.find(n => n.type === 'S2VLongVideo');
+        app.canvas.ds.scale = 0.6; app.canvas.ds.offset = [260 - node.pos[0], 150 - node.pos[1]];
+        app.canvas.setDirty(true, true) }""")
+    page.wait_for_timeout(1200)
+    timeline = page.locator("canvas.s2v-timeline")
+    wait_for(page, timeline, clips="1")
+    photograph(page, "subgraph")
+    page.evaluate("() => app.queuePrompt(0)")
+    wait_for(page, timeline, finished="1", thumbnails="1")
+    box = timeline.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 2.5 / 5.248, box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"], box["y"] + 30, steps=5)
+    page.mouse.up()
+    assert widget(page, "PrimitiveFloat", "value") == 0
+    wait_for(page, timeline, clips="2")
+    assert [fault for fault in page.faults if "cleanup event listeners" not in fault] == []   # its own, in a subgraph
+
+
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_a_typed_number_is_kept_and_shown_as_finely_as_its_input_says(page):
+    open_workflow(page, "s2v_try_it")
+    typed = page.evaluate("""() => { const speaker = LiteGraph.createNode('S2VSpeaker'); app.graph.add(speaker);
+        const type = (kind, name, value) => { const node = app.graph._nodes.find(n => n.type === kind);
+            const widget = node.widgets.find(w => w.name === name);
+            widget.setValue(value, { e: {}, node, canvas: app.canvas });
+            return [widget.value, widget._displayValue] };
+        return [type('S2VLongVideo', 'fps', 23.976), type('S2VLongVideo', 'output_fps', 59.94),
+            type('S2VLongVideo', 'fps', 24), type('S2VLongVideo', 'cfg', 4.5), type('S2VSpeaker', 'start', 2.45678),
+            type('S2VAudioEncode', 'loudness', -23.5), type('S2VAudioEncode', 'end', 4.125)] }""")
+    assert typed == [
+        [23.976, "23.976"], [59.94, "59.94"], [24, "24"], [4.5, "4.5"], [2.457, "2.457"], [-23.5, "-23.5"],
+        [4.125, "4.125"],
+    ]  # fmt: skip
+
+
 def test_the_timeline_trims_and_fills_and_leaves_saved_workflows_alone(page, renderer):
     flow = open_workflow(page, "s2v_try_it")
     timeline = long_video_in_view(page)

@@ -15,6 +15,7 @@ const HEIGHT = 96;          // pixels
 const WORDS = 15;           // pixels high: the line of the storyboard's prompts
 const GRIP = 9;             // pixels around a handle that take hold of it
 const REFRESH = 300;        // milliseconds
+const SUBGRAPH_INPUT = -10;   // whose links come from outside the subgraph
 const ASK_AGAIN = 3000;     // milliseconds until a sound that could not be had is asked for again
 
 const COLOURS = {
@@ -84,23 +85,61 @@ function peaksOf(samples) {
 
 // ---- the graph ------------------------------------------------------------------------------------------------------
 
-function upstream(node, name) {
-    const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-    if (slot < 0) return null;
-    let source = node.getInputNode(slot);
-    while (source?.type === "Reroute") source = source.getInputNode(0);
-    return source;
+/** Where an input comes from, through reroutes and the walls of subgraphs: a node, and the widget that says it. */
+function origin(node, slot) {
+    const input = node?.inputs?.[slot];
+    if (!input) return {};
+    if (input.link == null) return { widget: node.widgets?.find((widget) => widget.name === input.widget?.name) };
+    return linkOrigin(node.graph, node.graph?.getLink(input.link));
 }
 
+function linkOrigin(graph, link) {
+    if (!link) return {};
+    if (link.origin_id === SUBGRAPH_INPUT) {
+        const around = nodesAround(graph);
+        return around.length === 1 ? origin(around[0], link.origin_slot) : {};   // used twice, it may be either's
+    }
+    const node = graph.getNodeById(link.origin_id);
+    if (node?.type === "Reroute") return origin(node, 0);
+    if (node?.subgraph) {
+        const inner = node.subgraph;
+        return linkOrigin(inner, inner.getLink(inner.outputs[link.origin_slot]?.linkIds[0]));
+    }
+    return { node, widget: node?.type.startsWith("Primitive") ? node.widgets?.[0] : undefined };
+}
+
+/** The nodes of the whole workflow that hold this graph. */
+function nodesAround(graph) {
+    const graphs = [app.graph, ...(app.graph.subgraphs?.values() ?? [])];
+    return graphs.flatMap(({ nodes }) => nodes.filter((node) => node.subgraph === graph));
+}
+
+function slotOf(node, name) {
+    return node?.inputs?.findIndex((input) => input.name === name) ?? -1;
+}
+
+function upstream(node, name) {
+    return origin(node, slotOf(node, name)).node ?? null;
+}
+
+/** The widget that says a value: the node's own, or where the value is linked, the one at the other end. */
+function widgetOf(node, name) {
+    const slot = slotOf(node, name);
+    const isLinked = node?.inputs?.[slot]?.link != null;
+    return isLinked ? origin(node, slot).widget : node?.widgets?.find((widget) => widget.name === name);
+}
+
+/** What is said in the graph; `otherwise` where that is only known in a run. */
 function valueOf(node, name, otherwise) {
-    return node?.widgets?.find((widget) => widget.name === name)?.value ?? otherwise;
+    return widgetOf(node, name)?.value ?? otherwise;
 }
 
 function setValue(node, name, value) {
-    const widget = node.widgets.find((w) => w.name === name);
+    const widget = widgetOf(node, name);
+    if (!widget) return;
     widget.value = value;
-    widget.callback?.(value, app.canvas, node);
-    node.setDirtyCanvas?.(true, true);
+    widget.callback?.(value, app.canvas, widget.node ?? node);
+    app.canvas.setDirty(true, true);
 }
 
 /** Where the sound of a node can be had; null where it is only made during a run. */
@@ -116,21 +155,21 @@ function soundUrl(source) {
     return api.apiURL(`/view?${query}`);
 }
 
-const sounds = new Map();   // url -> promise of {duration, peaks}, or of null
+const sounds = new Map();   // url -> promise of what is known of it
 
-/** The sound behind a URL, read once; null while there is none: it may be copied there, and is asked for again. */
+/** What is behind a URL, read once: {duration, peaks} or {reason}; a missing sound may be copied there later. */
 function loadSound(url) {
     if (!sounds.has(url)) {
-        const found = readSound(url).catch(() => null);
+        const found = readSound(url).catch(() => ({ reason: "no browser draws this sound; the nodes may read it" }));
         sounds.set(url, found);
-        found.then((sound) => sound ?? setTimeout(() => sounds.delete(url), ASK_AGAIN));
+        found.then(({ isMissing }) => isMissing && setTimeout(() => sounds.delete(url), ASK_AGAIN));
     }
     return sounds.get(url);
 }
 
 async function readSound(url) {
-    const answer = await fetch(url);
-    if (!answer.ok) return null;
+    const answer = await fetch(url).catch(() => ({ ok: false }));
+    if (!answer.ok) return { isMissing: true, reason: "this sound is not in ComfyUI's input folder" };
     if (url.endsWith(".json")) return answer.json();
     const context = new OfflineAudioContext(1, 1, 16000);
     const sound = await context.decodeAudioData(await answer.arrayBuffer());
@@ -144,8 +183,10 @@ class Timeline {
         this.node = node;
         this.sound = null;
         this.url = null;
+        this.reason = "";         // why no sound is shown
         this.thumbnails = [];    // of finished clips
         this.finished = 0;
+        this.max = this.value = this.steps = 0;   // of the run that is shown
         this.dragged = null;
         this.canvas = document.createElement("canvas");
         this.canvas.className = "s2v-timeline";
@@ -194,14 +235,19 @@ class Timeline {
 
     async refresh() {
         this.mount();
-        const url = this.encoder ? soundUrl(upstream(this.encoder, "audio")) : null;
+        if (!this.canvas.isConnected) return;
+        const source = upstream(this.encoder, "audio");
+        const url = soundUrl(source);
         if (url !== this.url) {
             this.url = url;
             this.sound = null;
         }
+        this.reason = source ? "this sound is known in a run only" : "connect Load Audio to see its sound here";
         if (url && !this.sound) {
-            const sound = await loadSound(url);
-            if (url === this.url) this.sound = sound;
+            const { duration, peaks, reason } = await loadSound(url);
+            if (url !== this.url) return;
+            this.sound = peaks ? { duration, peaks } : null;
+            this.reason = reason;
         }
         this.draw();
     }
@@ -246,8 +292,18 @@ class Timeline {
 
     // ---- a run
 
-    progress(value) {
-        const steps = valueOf(this.node, "steps", 1);
+    /** Steps of a clip, of `max` in all: the graph may have changed since the run was queued. */
+    stepsOf(max) {
+        const said = valueOf(this.node, "steps", max);
+        const each = this.sound ? max / this.clips().length : said;
+        return Number.isInteger(each) ? each : said;
+    }
+
+    /** Of `max` steps of all clips, `value` are done. */
+    progress(value, max) {
+        if (max !== this.max || value < this.value) this.steps = this.stepsOf(max);   // another run
+        [this.max, this.value] = [max, value];
+        const { steps } = this;
         const finished = Math.floor(value / steps);
         if (finished < this.finished || value === 0) this.thumbnails = [];
         this.isClip = finished > 0 && value === finished * steps;   // told twice: after the last step, and decoded
@@ -278,10 +334,11 @@ class Timeline {
         pen.fillStyle = COLOURS.ground;
         pen.fillRect(0, 0, width, height);
         pen.font = "11px sans-serif";
+        canvas.dataset.reason = this.sound ? "" : this.reason;
         if (!this.sound) {
             canvas.dataset.clips = canvas.dataset.scenes = "";
             pen.fillStyle = COLOURS.text;
-            pen.fillText("the sound is shown here once Load Audio is connected", 8, height / 2);
+            pen.fillText(this.reason, 8, height / 2);
             return;
         }
         const clips = this.clips();
@@ -362,8 +419,13 @@ class Timeline {
 
 const timelines = new Map();   // node -> Timeline
 
+/** Of the node that a run calls by `id`: 7, or 10:7 for node 7 in the subgraph of node 10. */
 function timelineOf(id) {
-    const node = app.graph.getNodeById(Number(id)) ?? app.graph.getNodeById(id);
+    let [graph, node] = [app.graph];
+    for (const part of String(id).split(":")) {
+        node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part);
+        graph = node?.subgraph;
+    }
     return node && timelines.get(node);
 }
 
@@ -373,7 +435,7 @@ app.registerExtension({
     setup() {
         api.addEventListener("progress_state", ({ detail }) => {
             for (const [id, state] of Object.entries(detail.nodes ?? {})) {
-                if (state.max > 1) timelineOf(id)?.progress(state.value);
+                if (state.max > 1) timelineOf(id)?.progress(state.value, state.max);
             }
         });
         api.addEventListener("b_preview_with_metadata", ({ detail }) => {
