@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..components import Components
@@ -95,10 +95,11 @@ class Dubber:
                 work=work,
                 settings=settings,
                 take=request.take_folder,
-                finished_clips=Take.count_finished(request.take_folder, work.made_from()),
+                finished_clips=0,
                 **foretold(self.components, size, request, settings),
             )
-            yield plan, sound
+            finished = Take.count_finished(plan.take, self._fingerprint(plan), work.made_from())
+            yield replace(plan, finished_clips=finished), sound
 
     def _fill(self, take: Take, plan: DubPlan, sound: Sound, progress: Progress) -> None:
         request, components = plan.work.request, self.components

@@ -28,7 +28,7 @@ from ..request import Request
 from ..video.color import ColourMatch, Grade
 from ..video.storyboard import Script, direct, read_storyboard
 from ..video.take import Take
-from .identity import clip_identities
+from .identity import clip_identities, run_identity
 from .plan import JobPlan, plan_job
 
 
@@ -93,7 +93,8 @@ def open_job(request: Request, components: Components) -> Iterator[Job]:
             request=request, picture=picture, cast=cast, driving=driving, pose=pose, scripts=scripts,
             pictures=pictures, plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks, *unheeded)),
         )  # fmt: skip
-        finished = Take.count_finished(plan.take, job.made_from())
+        identity = run_identity(request, job.plan, cast, components.identity())
+        finished = Take.count_finished(plan.take, identity, job.made_from())
         yield replace(job, plan=replace(job.plan, finished_clips=finished))
 
 

@@ -81,13 +81,7 @@ class Take:
                 else:
                     state = {"format": FORMAT, "fingerprint": fingerprint, "clips": [], "motion": None}
                     _write_state(folder, state)
-                kept = _num_alike(state["clips"], clips)
-                lost = state["clips"][:1] if clips and not kept else []
-                _require_same(
-                    folder,
-                    {**state["fingerprint"], **(lost[0]["made_from"] if lost else {})},
-                    {**fingerprint, **(clips[0] if lost else {})},
-                )
+                kept = _num_kept(folder, state, fingerprint, clips)
                 if kept < min(len(state["clips"]), len(clips)):
                     log.info("keeping %d finished clips: clip %d on was made from something else", kept, kept + 1)
                 state["clips"] = _sound_clips(folder, state["clips"][:kept])
@@ -99,17 +93,19 @@ class Take:
         return cls(folder, lock, state, clips)
 
     @staticmethod
-    def count_finished(folder: Path, clips: Sequence[Mapping[str, object]]) -> int:
-        """Finished clips in `folder` that a job of `clips` (as in `open`) would keep; 0 when there is no take.
+    def count_finished(
+        folder: Path, fingerprint: Mapping[str, object], clips: Sequence[Mapping[str, object]]
+    ) -> int:
+        """Finished clips in `folder` that a job, described as in `open`, would keep; 0 when there is no take.
 
         Takes the take at its word. Nothing is touched.
 
-        Raises: ConfigError when the take is unreadable, or the folder is somebody else's.
+        Raises: ConfigError when the take is another job's or unreadable, or the folder is somebody else's.
         """
         with _writing(folder):
             _require_own(folder)
             state = _read_state(folder)
-        return _num_alike(state["clips"], json.loads(json.dumps(clips))) if state else 0
+        return _num_kept(folder, state, *json.loads(json.dumps([fingerprint, clips]))) if state else 0
 
     @property
     def num_finished(self) -> int:
@@ -209,6 +205,18 @@ def _read_state(folder: Path) -> dict | None:
 def _write_state(folder: Path, state: dict) -> None:
     with _replacing(folder / "take.json") as partial:
         partial.write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _num_kept(folder: Path, state: dict, fingerprint: dict, clips: Sequence[dict]) -> int:
+    """Finished clips that a job keeps. Raises: ConfigError when the take is another job's."""
+    kept = _num_alike(state["clips"], clips)
+    lost = state["clips"][:1] if clips and not kept else []
+    _require_same(
+        folder,
+        {**state["fingerprint"], **(lost[0]["made_from"] if lost else {})},
+        {**fingerprint, **(clips[0] if lost else {})},
+    )
+    return kept
 
 
 def _require_same(folder: Path, theirs: dict, ours: dict) -> None:

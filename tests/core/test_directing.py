@@ -176,13 +176,16 @@ def test_longer_sound_keeps_the_clips_that_heard_the_same(pipe, folder, tmp_path
     assert [given.index for given, _, _ in seen] == [2, 3]
 
 
-def test_other_sound_is_another_job(pipe, folder, tmp_path):
-    tone(tmp_path / "other.wav", seconds=SECONDS, rate=8000)
-    pipe.run(request(folder, tmp_path / "a.mp4", take=tmp_path / "take", num_frames=77))
-    with pytest.raises(ConfigError, match=r"\(audio differs\)"):
-        pipe.run(
-            request(folder, tmp_path / "a.mp4", take=tmp_path / "take", num_frames=77, audio=tmp_path / "other.wav")
-        )
+@pytest.mark.parametrize("change, name", [({"audio": "other.wav"}, "audio"), ({"steps": 2}, "sampler.steps")])
+def test_another_job_is_refused_a_take_and_its_plan_says_so_before(pipe, folder, tmp_path, change, name):
+    tone(folder / "other.wav", seconds=SECONDS, rate=8000)
+    given = {"take": tmp_path / "take", "num_frames": 77}
+    pipe.run(request(folder, tmp_path / "a.mp4", **given))
+    change = {key: folder / value if isinstance(value, str) else value for key, value in change.items()}
+    other = request(folder, tmp_path / "a.mp4", **given, **change)
+    for attempt in (pipe.plan, pipe.run):
+        with pytest.raises(ConfigError, match=rf"\({name} differs\)"):
+            attempt(other)
 
 
 def test_the_readmes_storyboard_is_read():

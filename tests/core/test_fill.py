@@ -93,7 +93,7 @@ def test_the_next_clip_is_begun_while_one_goes_to_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fill, "write_segment", write_once_begun)
     run(tmp_path, denoiser=denoiser)
-    assert Take.count_finished(tmp_path, [{"plan": astuple(plan)} for plan in PLANS]) == 4
+    assert Take.count_finished(tmp_path, {"job": 1}, [{"plan": astuple(plan)} for plan in PLANS]) == 4
 
 
 def test_the_files_are_those_of_clips_stored_one_by_one(tmp_path):

@@ -124,7 +124,7 @@ def test_a_run_killed_at_any_moment_of_any_commit_loses_at_most_one_clip(whole, 
         except Killed:
             killed = True
         countdown = 0
-        committed = Take.count_finished(folder, CLIPS)
+        committed = Take.count_finished(folder, JOB, CLIPS)
         whole_files = len([path for path in (folder / "clips").iterdir() if not path.name.startswith(".")])
         assert whole_files - committed in (0, 1)
         assert run(folder, continuity=continuity) == 4 - committed
@@ -177,7 +177,7 @@ def test_only_the_newest_memory_is_kept_and_comes_back_bit_for_bit(tmp_path):
     assert [path.name for path in (tmp_path / "motion").iterdir()] == ["0002.safetensors"]
     with Take.open(tmp_path, JOB, CLIPS) as take:
         past = take.past()
-        assert past.num_clips == take.num_finished == Take.count_finished(tmp_path, CLIPS) == 3
+        assert past.num_clips == take.num_finished == Take.count_finished(tmp_path, JOB, CLIPS) == 3
         assert past.memory.frames.dtype == torch.float32 and torch.equal(past.memory.frames, clips[2].memory.frames)
         assert all(torch.equal(past.latents(r), clips[r].latents) for r in range(3))
         assert [path.name for path in take.segments] == ["0000.mp4", "0001.mp4", "0002.mp4"]
@@ -236,16 +236,17 @@ def test_clips_that_are_not_kept_stay_on_disk_until_others_take_their_place(tmp_
 def test_another_job_is_refused_by_name_and_leaves_the_take_alone(tmp_path, change, clips, says):
     run(tmp_path, stop_after=2)
     before = names(tmp_path)
-    with pytest.raises(ConfigError) as error:
-        Take.open(tmp_path, {**JOB, **change}, clips)
-    assert says in str(error.value) and str(tmp_path) in str(error.value)
-    assert names(tmp_path) == before and Take.count_finished(tmp_path, CLIPS) == 2
+    for use in (Take.open, Take.count_finished):
+        with pytest.raises(ConfigError) as error:
+            use(tmp_path, {**JOB, **change}, clips)
+        assert says in str(error.value) and str(tmp_path) in str(error.value)
+    assert names(tmp_path) == before and Take.count_finished(tmp_path, JOB, CLIPS) == 2
 
 
 @pytest.mark.parametrize("text, says", [("{", "damaged"), ("[]", "damaged"), ('{"format": 99}', "format 99")])
 def test_a_take_that_cannot_be_understood_is_not_overwritten(tmp_path, text, says):
     (tmp_path / "take.json").write_text(text)
-    for use in (lambda: Take.open(tmp_path, JOB, CLIPS), lambda: Take.count_finished(tmp_path, CLIPS)):
+    for use in (lambda: Take.open(tmp_path, JOB, CLIPS), lambda: Take.count_finished(tmp_path, JOB, CLIPS)):
         with pytest.raises(ConfigError, match=says):
             use()
     assert (tmp_path / "take.json").read_text() == text
@@ -257,14 +258,14 @@ def test_a_folder_with_files_of_somebody_elses_is_refused_and_keeps_them(tmp_pat
     (tmp_path / name).write_text("mine")
     (tmp_path / name).with_name(".keep").touch()
     before = names(tmp_path)
-    for attempt in (lambda: Take.count_finished(tmp_path, [{}]), lambda: Take.open(tmp_path, {}, [{}])):
+    for attempt in (lambda: Take.count_finished(tmp_path, {}, [{}]), lambda: Take.open(tmp_path, {}, [{}])):
         with pytest.raises(ConfigError, match="is no part of a take.*give another take folder"):
             attempt()
     assert names(tmp_path) == before and (tmp_path / name).read_text() == "mine"
 
 
 def test_no_folder_is_no_finished_clip_and_stays_no_folder(tmp_path):
-    assert Take.count_finished(tmp_path / "none", CLIPS) == 0
+    assert Take.count_finished(tmp_path / "none", JOB, CLIPS) == 0
     assert not (tmp_path / "none").exists()
 
 
@@ -313,7 +314,7 @@ def test_a_disk_that_gives_out_is_one_sentence_and_loses_no_finished_clip(whole,
     with small_files(limit), pytest.raises(OutputError) as error:
         run(tmp_path, continuity=continuity)
     assert str(tmp_path) in str(error.value) and "run the same command again" in str(error.value)
-    assert Take.count_finished(tmp_path, CLIPS) == 2
+    assert Take.count_finished(tmp_path, JOB, CLIPS) == 2
     assert not [name for name in names(tmp_path) if name.endswith(".part") and "clips" not in name]
     assert run(tmp_path, continuity=continuity) == 2
     assert contents(tmp_path) == segments
