@@ -38,20 +38,28 @@ class LoadModel(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, model_name: str) -> bool | str:
-        if model_name and host.model_path(FOLDER, model_name) is not None:
+    def validate_inputs(cls, model_name: str | None) -> bool | str:
+        if model_name is None:   # from another node, not known yet
             return True
-        wanted = model_name or USUAL_FILE
-        return (
-            f"There is no {wanted} in {' or '.join(host.model_folders(FOLDER))}. "
-            f"Download it from {DOWNLOAD}, put it there, and press R to refresh."
-        )
+        is_there = model_name and host.model_path(FOLDER, model_name) is not None
+        return True if is_there else where_to_get(model_name)
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(cls, model_name: str | None, weight_dtype: str) -> io.NodeOutput:
+        from ..s2v_core.errors import CheckpointError
         from .files import load_file
 
-        return io.NodeOutput(load_file(host.model_path(FOLDER, model_name), weight_dtype))
+        path = host.model_path(FOLDER, model_name) if model_name else None
+        if path is None:
+            raise CheckpointError(where_to_get(model_name))
+        return io.NodeOutput(load_file(path, weight_dtype))
+
+
+def where_to_get(model_name: str | None) -> str:
+    return (
+        f"There is no {model_name or USUAL_FILE} in {' or '.join(host.model_folders(FOLDER))}. "
+        f"Download it from {DOWNLOAD}, put it there, and press R to refresh."
+    )
 
 
 class LoadBundledModel(io.ComfyNode):

@@ -67,15 +67,17 @@ def waveform_of(audio: dict[str, object] | None) -> Waveform:
     """The first sound of a host AUDIO; whole numbers, as some decoders give, become fractions of full scale.
 
     Args:
-        audio: None is what the host's Get Video Components gives for a silent video.
+        audio: its waveform is [B, C, S]; some nodes give [C, S] or [S]. None is what the host's Get Video Components
+            gives for a silent video.
 
     Raises: MediaError for an input that holds no sound.
     """
     if audio is None:
         raise MediaError("the audio input holds no sound: the video that it comes from is silent; connect a sound")
-    samples = audio["waveform"][0].detach().cpu()
+    waveform = audio["waveform"].detach().cpu()
+    samples = waveform[:1].flatten(0, 1) if waveform.ndim == 3 else torch.atleast_2d(waveform)
     if samples.ndim != 2 or not samples.numel():
-        raise MediaError(f"the audio input holds no sound: its waveform is {list(audio['waveform'].shape)}")
+        raise MediaError(f"the audio input holds no sound: its waveform is {list(waveform.shape)}")
     if not samples.is_floating_point():
         samples = samples.float() / (torch.iinfo(samples.dtype).max + 1)
     return Waveform(samples=samples.float(), sample_rate=int(audio["sample_rate"]))

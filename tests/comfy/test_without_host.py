@@ -237,7 +237,8 @@ def test_the_voice_is_isolated_in_the_driving_sound_and_not_in_the_heard_one(pac
 def test_whole_number_samples_become_fractions_of_full_scale(pack):
     sound = part(pack, "nodes.sound")
     waveform = torch.tensor([[[-32768, 0, 16384]]], dtype=torch.int16)
-    assert sound.waveform_of({"waveform": waveform, "sample_rate": 8000}).samples.tolist() == [[-1.0, 0.0, 0.5]]
+    for one in (waveform, waveform[0], waveform[0, 0]):   # some nodes leave the batch out, and the channels
+        assert sound.waveform_of({"waveform": one, "sample_rate": 8000}).samples.tolist() == [[-1.0, 0.0, 0.5]]
 
 
 def test_a_silent_video_that_gives_no_sound_is_named(pack):
@@ -459,6 +460,15 @@ def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, tmp_p
     (tmp_path / "here.gguf").touch()
     assert node.validate_inputs("here.gguf") is True
     assert "here.gguf" in part(pack, "nodes.host").model_names("diffusion_models"), "the host does not list GGUF files"
+
+
+def test_a_model_name_that_another_node_gives_is_looked_for_in_the_run(pack):
+    """The host checks a prompt with None in place of what is linked."""
+    node = part(pack, "nodes.loaders").LoadModel
+    assert node.validate_inputs(None) is True
+    for name in ("gone.gguf", "", None):
+        with pytest.raises(part(pack, "s2v_core.errors").CheckpointError, match=f"There is no {name or 'wan2.2_s2v'}"):
+            node.execute(name, "default")
 
 
 def test_a_size_is_both_sides_or_none(pack):
