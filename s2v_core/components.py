@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from .checkpoints.files import open_weights
 from .checkpoints.loading import load_model, main_dtype, read_component, takes_eight_bits
-from .checkpoints.lora import Lora, apply_lora, load_lora
+from .checkpoints.lora import Lora, apply_lora, load_lora, required_to_fit
 from .checkpoints.official import ModelFiles, find_components
 from .conditioning.text import Tokenizer, byte_tokenizer, encode_prompt, folder_tokenizer, sentencepiece_tokenizer
-from .config import ModelConfig
+from .config import ModelConfig, TransformerConfig
 from .denoiser import TransformerDenoiser, num_evaluations
 from .errors import ConfigError
 from .geometry import SPATIAL_STRIDE, TokenLayout, VideoSize, num_latent_frames, token_layout
@@ -36,7 +36,7 @@ from .ops.attention import AttentionFn, make_attention
 from .ops.eight_bit import EightBit, make_eight_bit
 from .pace import ClipTime, Copies, seconds_per_step, time_block, time_codec, time_copy
 from .parallel.codec import CodecPart, SharedCodec
-from .parallel.layout import denoising_layout
+from .parallel.layout import denoising_layout, sequence_layout
 from .parallel.ranks import Ranks, joined, launched, make_ranks
 from .parallel.together import Lead, follow, share_denoising
 from .placement import (
@@ -89,7 +89,7 @@ class Components:
         self.load_weights = load_weights
         self.eight_bit = eight_bit
         self.vae_dtype = vae_dtype
-        self.ranks = Ranks()   # one process, unless it works `together` with others
+        self.ranks = self._everyone = Ranks()   # one process, unless it works `together` with others
         self.lead: Lead | None = None   # of those, where this one leads
         self._weights = {name: _total_bytes(path, name) for name, path in self._paths().items()}
         self._stored_dtype = main_dtype(read_component(files.transformer, "transformer").values())
@@ -119,13 +119,16 @@ class Components:
         Raises: CheckpointError, ConfigError.
         """
         where, (_, local_rank, num_processes) = choose_device(device), launched()
+        files = find_components(BUNDLED if model is None else model)
+        read = [(path, load_lora(path), strength) for path, strength in loras]
+        _check_loras(files.config.transformer, [lora for _, lora, _ in read])
         return cls(
-            find_components(BUNDLED if model is None else model),
+            files,
             device=device_of_process(where, local_rank) if num_processes > 1 else where,
             dtype=dtype,
             attention=make_attention(attention),
             offload=offload,
-            loras=[(path, load_lora(path), strength) for path, strength in loras],
+            loras=read,
             load_weights=load_weights,
             eight_bit=make_eight_bit(matmul),
             vae_dtype=vae_dtype,
@@ -144,7 +147,7 @@ class Components:
         """What tells these models and their arithmetic from others: a continued run must have the same."""
         return {
             "files": {name: _digest(path) for name, path in self._paths().items()},
-            "loras": [[_digest(path), strength] for path, _, strength in self.loras],
+            "loras": [[_digest(lora.path), strength] for _, lora, strength in self.loras],
             "config": hashlib.sha256(repr(asdict(self.config)).encode()).hexdigest(),
             "device": self.device.type,
             "dtype": str(self.dtype),
@@ -200,8 +203,10 @@ class Components:
             yield True
             return
         with joined(self.device):
-            layout = denoising_layout(num_processes, self.config.transformer.num_heads)
+            num_heads = self.config.transformer.num_heads
+            layout = denoising_layout(num_processes, num_heads)
             self.ranks = make_ranks(layout, self.device)
+            self._everyone = make_ranks(sequence_layout(num_processes, num_heads), self.device)
             if self.ranks.is_main:
                 log.info("%d processes share the denoising: %s", num_processes, layout)
                 self.lead = Lead()
@@ -328,9 +333,10 @@ class Components:
         return token_layout(size.latent_grid(clip.num_latents), has_motion=True)
 
     def _transformer_bytes(self, dtype: torch.dtype) -> int:
+        beside = sum(lora.num_bytes for _, lora, _ in self.loras)
         if self.eight_bit is not None:
-            return self._weights["transformer"]
-        return _total_bytes(self.files.transformer, "transformer", dtype)
+            return self._weights["transformer"] + beside
+        return _total_bytes(self.files.transformer, "transformer", dtype) + beside
 
     def _held_bytes(self) -> int:
         """What loaded models have on the device already."""
@@ -384,7 +390,7 @@ class Components:
         for _, lora, strength in self.loras:
             apply_lora(model, lora, strength)
         if not self.ranks.is_alone:
-            share_denoising(model, self.ranks)
+            share_denoising(model, self.ranks, self._everyone)
         return model
 
     @cached_property
@@ -441,6 +447,15 @@ def _all_but_blocks(model: WanS2VTransformer, device: torch.device) -> Iterator[
             if name != "blocks":
                 stack.enter_context(on_device(child, device))
         yield
+
+
+def _check_loras(config: TransformerConfig, loras: Sequence[Lora]) -> None:
+    """Before anything large is read. Raises: CheckpointError for a LoRA of another model."""
+    if loras:
+        with torch.device("meta"):
+            model = WanS2VTransformer(config)
+        for lora in loras:
+            required_to_fit(model, lora)
 
 
 def _total_bytes(path: Path, component: str, dtype: torch.dtype | None = None) -> int:

@@ -54,6 +54,12 @@ class Lora:
         return sum(change.num_keys for change in self.changes)
 
     @property
+    def num_bytes(self) -> int:
+        """Of what comes to lie beside a model's layers, where it is not merged."""
+        beside = (t for change in self.changes for t in (change.down, change.up, change.weight) if t is not None)
+        return sum(t.nbytes for t in beside)
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """All that occur, rising."""
         return tuple(sorted({len(change.down) for change in self.changes if change.down is not None}))
@@ -195,6 +201,16 @@ def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     return _shape(module, "weight")
 
 
+def required_to_fit(model: nn.Module, lora: Lora) -> list[tuple[nn.Module, Change]]:
+    """The same. Raises: CheckpointError when there are none."""
+    fits = fitting(model, lora)
+    if not fits:
+        raise CheckpointError(
+            f"{lora.path}: 0 of {lora.num_keys} keys fit this model; it looks like a LoRA for {describe_misfit(lora)}"
+        )
+    return fits
+
+
 def describe_misfit(lora: Lora) -> str:
     """For which model the targets of a LoRA that does not fit seem to be."""
     for piece, model in keymaps.LORA_ORIGINS.items():
@@ -257,12 +273,8 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0, *, merge: bo
 
     Raises: CheckpointError when nothing in it fits this model. What fits not among much that fits is only logged.
     """
-    fits = fitting(model, lora)
+    fits = required_to_fit(model, lora)
     num_keys = sum(change.num_keys for _, change in fits)
-    if not fits:
-        raise CheckpointError(
-            f"{lora.path}: 0 of {lora.num_keys} keys fit this model; it looks like a LoRA for {describe_misfit(lora)}"
-        )
     if num_keys < lora.num_keys:
         log.warning("%s: %d of %d keys fit this model, the rest is left out", lora.path, num_keys, lora.num_keys)
     undo: list[Callable[[], None]] = []

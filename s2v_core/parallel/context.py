@@ -8,6 +8,7 @@ B batch, N tokens of the whole sequence, n = ceil(N / P) of one of P ranks, V vi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -114,10 +115,15 @@ def share_sequences(model: WanS2VTransformer, ranks: Ranks) -> SharedSequence:
     shared = SharedSequence(model, ranks)
     model.sharding = shared
     if ranks.layout.context > 1:
-        attend = torch.compiler.disable(shared.attend)   # blocks may be compiled, what they exchange is not
-        for block in model.blocks:
-            block.self_attn.attention = partial(attend, block.self_attn.attention)
+        attend_with(model, shared.attend)
     return shared
+
+
+def attend_with(model: WanS2VTransformer, attend: Callable[..., Tensor]) -> None:
+    """Let all self-attention of a transformer be `SharedSequence.attend` or its like."""
+    attend = torch.compiler.disable(attend)   # blocks may be compiled, what they exchange is not
+    for block in model.blocks:
+        block.self_attn.attention = partial(attend, block.self_attn.attention)
 
 
 def _only_of(module: nn.Module) -> list[nn.Parameter]:

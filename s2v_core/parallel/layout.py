@@ -6,7 +6,7 @@ Knows counts alone; no tensors, no processes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
 
@@ -63,5 +63,10 @@ class Layout:
 def denoising_layout(num_processes: int, num_heads: int) -> Layout:
     """How processes share a video's denoising: guidance's branches first, then heads, and a ring for what is left."""
     data = 2 - num_processes % 2
-    ulysses = math.gcd(num_processes // data, num_heads)
-    return Layout(data=data, ring=num_processes // data // ulysses, ulysses=ulysses)
+    return replace(sequence_layout(num_processes // data, num_heads), data=data)
+
+
+def sequence_layout(num_processes: int, num_heads: int) -> Layout:
+    """How processes share one sequence: heads first, and a ring for what is left."""
+    ulysses = math.gcd(num_processes, num_heads)
+    return Layout(ring=num_processes // ulysses, ulysses=ulysses)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..errors import S2VError
 from ..models.dit import ClipContext, TimeContext, WanS2VTransformer
-from .context import share_sequences
+from ..ops.attention import AttentionFn
+from .context import SharedSequence, attend_with, share_sequences
 from .ranks import Ranks
 
 Denoise = Callable[[Any, Tensor, Callable[[int, int], None]], Tensor]
@@ -27,31 +28,71 @@ Denoise = Callable[[Any, Tensor, Callable[[int, int], None]], Tensor]
 Velocities = Callable[[Tensor, "Tensor | TimeContext", Sequence[ClipContext]], tuple[Tensor, ...]]
 
 
-def share_denoising(model: WanS2VTransformer, ranks: Ranks) -> None:
-    """Let every group of ranks compute some of guidance's branches, and its ranks share the sequence.
+def share_denoising(model: WanS2VTransformer, ranks: Ranks, everyone: Ranks) -> None:
+    """Let every group of ranks compute some of guidance's branches, and its ranks share the sequence; branches that are
+    left over, and the only one of a step without guidance, are shared by all.
+
+    Args:
+        everyone: the same processes, in a layout of one group.
 
     Raises: ConfigError when the heads cannot be shared out.
     """
     assert ranks.meshes is not None, "one process shares with nobody"
-    share_sequences(model, ranks)
-    if ranks.layout.data > 1:
-        model.branches = partial(_branches_by_group, model.branches, ranks)
+    if ranks.layout.data == 1:
+        share_sequences(model, ranks)
+        return
+    sequences = Sequences(SharedSequence(model, ranks), SharedSequence(model, everyone))
+    model.sharding = sequences
+    attend_with(model, sequences.attend)
+    model.branches = partial(_branches_by_group, model.branches, ranks, sequences)
+
+
+class Sequences:
+    """A sequence that the ranks of a group share, or all of them. A `models.dit.TokenSharding`."""
+
+    def __init__(self, of_group: SharedSequence, of_all: SharedSequence) -> None:
+        self._now, self._other = of_group, of_all
+
+    @contextmanager
+    def shared_by_all(self) -> Iterator[None]:
+        self._now, self._other = self._other, self._now
+        try:
+            yield
+        finally:
+            self._now, self._other = self._other, self._now
+
+    def split(self, x: Tensor, clip: ClipContext) -> tuple[Tensor, ClipContext]:
+        return self._now.split(x, clip)
+
+    def gather(self, patches: Tensor, clip: ClipContext) -> Tensor:
+        return self._now.gather(patches, clip)
+
+    def attend(self, attention: AttentionFn, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self._now.attend(attention, q, k, v)
 
 
 def _branches_by_group(
-    compute: Velocities, ranks: Ranks, latents: Tensor, timestep: Tensor | TimeContext, clips: Sequence[ClipContext]
+    compute: Velocities,
+    ranks: Ranks,
+    sequences: Sequences,
+    latents: Tensor,
+    timestep: Tensor | TimeContext,
+    clips: Sequence[ClipContext],
 ) -> tuple[Tensor, ...]:
-    """The velocities of all clips; group g computes the clips g, g + groups, ..."""
+    """The velocities of all clips: as many as come out even by groups, group g the clips g, g + groups, ..."""
     assert ranks.meshes is not None
-    groups, own = ranks.layout.data, clips[ranks.data_rank :: ranks.layout.data]
-    found = list(compute(latents, timestep, own)) if own else []
-    most = -(-len(clips) // groups)
-    *front, height, width = latents.shape
-    empty = latents.new_zeros(*front, height // 2 * 2, width // 2 * 2, dtype=torch.float32)
-    parts = torch.stack(found + [empty] * (most - len(found)))
-    every = [torch.empty_like(parts) for _ in range(groups)]
-    dist.all_gather(every, parts, group=ranks.meshes.groups.get_group("data"))
-    return tuple(every[i % groups][i // groups] for i in range(len(clips)))
+    groups = ranks.layout.data
+    each = len(clips) // groups
+    found: tuple[Tensor, ...] = ()
+    if each:
+        parts = torch.stack(compute(latents, timestep, clips[ranks.data_rank : each * groups : groups]))
+        every = [torch.empty_like(parts) for _ in range(groups)]
+        dist.all_gather(every, parts, group=ranks.meshes.groups.get_group("data"))
+        found = tuple(every[i % groups][i // groups] for i in range(each * groups))
+    if len(found) == len(clips):
+        return found
+    with sequences.shared_by_all():
+        return (*found, *compute(latents, timestep, clips[each * groups :]))
 
 
 class Lead:

@@ -15,7 +15,9 @@ from s2v_core.checkpoints.loading import load_model
 from s2v_core.checkpoints.lora import apply_lora, load_lora
 from s2v_core.components import Components
 from s2v_core.errors import CheckpointError, ConfigError
+from s2v_core.geometry import VideoSize
 from s2v_core.models.dit import WanS2VTransformer
+from s2v_core.types import ClipSettings
 
 from . import checkpoints_tiny as tiny
 
@@ -178,15 +180,38 @@ def test_peft_folder_scales_by_its_config(tmp_path, model, base, use_rslora, fac
     assert_same(model, changed(base, factor))
 
 
+def bundled_with(*loras):
+    settings = {"dtype": None, "device": "cpu", "attention": "auto", "offload": "auto", "load_weights": False}
+    return Components.find(None, loras=[(lora, 1.0) for lora in loras], **settings)
+
+
+def of_the_bundled_model(seed=0, target="blocks.0.self_attn.q"):
+    g = torch.Generator().manual_seed(seed)
+    down, up = torch.randn(8, 128, generator=g).half(), torch.randn(128, 8, generator=g).half()
+    return {f"{target}.lora_A.weight": down, f"{target}.lora_B.weight": up}
+
+
 def test_a_peft_folder_can_be_told_from_another(tmp_path):
     def seen(seed):
-        down, up = matrices(seed)["head.head"]
-        pair = {"head.head.lora_A.weight": down, "head.head.lora_B.weight": up}
-        save_file(pair, tmp_path / "adapter_model.safetensors")
-        settings = {"dtype": None, "device": "cpu", "attention": "auto", "offload": "auto", "load_weights": False}
-        return Components.find(None, loras=[(tmp_path, 1.0)], **settings).identity()["loras"]
+        save_file(of_the_bundled_model(seed), tmp_path / "adapter_model.safetensors")
+        return bundled_with(tmp_path).identity()["loras"]
 
     assert seen(0) == seen(0) != seen(1)
+
+
+def test_the_estimate_counts_what_lies_beside_the_layers(tmp_path):
+    def weights(*loras):
+        return bundled_with(*loras).estimate(VideoSize(width=64, height=64), ClipSettings()).weights
+
+    tensors, lora = of_the_bundled_model(), tmp_path / "lora.safetensors"
+    save_file(tensors, lora)
+    assert weights(lora, lora) - weights() == 2 * sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_a_lora_of_another_model_is_refused_before_anything_is_read(tmp_path):
+    save_file(of_the_bundled_model(target="double_blocks.0.img_attn.qkv"), tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match="0 of 2 keys fit this model; it looks like a LoRA for FLUX"):
+        bundled_with(tmp_path / "lora.safetensors")
 
 
 def test_diffusers_header_gives_alpha(tmp_path, model, base):

@@ -27,7 +27,7 @@ from s2v_core.errors import OutputError
 from s2v_core.models.vae import WanVAE
 from s2v_core.parallel.codec import CodecPart, SharedCodec
 from s2v_core.parallel.context import SharedSequence, share_sequences
-from s2v_core.parallel.layout import Layout, denoising_layout
+from s2v_core.parallel.layout import Layout, denoising_layout, sequence_layout
 from s2v_core.parallel.ranks import Ranks, make_ranks
 from s2v_core.parallel.together import Lead, follow, share_denoising
 from s2v_core.parallel.weights import shard_layers, shard_rest, whole
@@ -146,7 +146,8 @@ def nobody_watches(step: int, steps: int) -> None:
 
 
 CACHED = SamplerSettings(steps=10, guidance_scale=4.5, step_cache=0.2)   # half of these steps are foretold
-SETTINGS = (*(SamplerSettings(steps=3, guidance_scale=scale) for scale in (4.5, 1.0)), CACHED)   # two branches, and one
+THREE = SamplerSettings(steps=2, guidance_scale=4.5, audio_guidance_scale=6.0)   # branches
+SETTINGS = (*(SamplerSettings(steps=3, guidance_scale=scale) for scale in (4.5, 1.0)), THREE, CACHED)   # two, one, ...
 
 
 def write_settings(folder: Path) -> None:
@@ -255,24 +256,27 @@ def refuse(_: int) -> None:
     raise OSError(28, "No space left on device")
 
 
-def denoised(ranks: Ranks) -> list[torch.Tensor]:
-    """Latents of a video for each of `SETTINGS`, which the first rank leads."""
-    model = tiny_transformer()
-    share_denoising(model, ranks)
+def denoised(layout: Layout) -> dict[str, object]:
+    """Latents of a video for each of `SETTINGS`, which the first rank leads, and how many tokens a block was given."""
+    model, seen = tiny_transformer(), []
+    share_denoising(model, make_ranks(layout, CPU), make_ranks(sequence_layout(layout.size, 2), CPU))
+    model.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[1]))
 
     @contextmanager
     def denoising(settings: SamplerSettings):
         yield TransformerDenoiser(model, settings)
 
-    if not ranks.is_main:
+    if dist.get_rank():
         follow(denoising, nothing_else)
-        return []
-    found, lead = [], Lead()
+        return {}
+    found, tokens, lead = [], [], Lead()
     for settings in SETTINGS:
+        seen.clear()
         with lead.denoising(TransformerDenoiser(model, settings), settings) as led:
             found.append(led(*clip_inputs(), nobody_watches))
+        tokens.append(set(seen))
     lead.dismiss()
-    return found
+    return {"latents": found, "tokens": tokens}
 
 
 def nothing_else() -> CodecPart:
@@ -416,9 +420,9 @@ def everything(rank: int, size: int, ports: list[int], folder: Path) -> None:
     found["run"] = run(groups, folder / f"run-{size}")
     found["full disk"] = full_disk(groups, folder / f"disk-{size}")
     lora_file(groups, folder / f"lora-{size}")
-    found["denoised"] = denoised(make_ranks(denoising_layout(size, 2), CPU))
+    found["denoised"] = denoised(denoising_layout(size, 2))
     if size == 4:   # all of them on one sequence, both branches one after the other
-        found["denoised by one group"] = denoised(make_ranks(Layout(ring=2, ulysses=2), CPU))
+        found["denoised by one group"] = denoised(Layout(ring=2, ulysses=2))
     found["coded"] = shared_coding(groups)
     found["coding traffic"] = coding_traffic(5)
     every: list[object] = [None] * size

@@ -18,7 +18,7 @@ from s2v_core.cli import main as generate
 from s2v_core.denoiser import TransformerDenoiser
 from s2v_core.errors import OutputError, S2VError
 from s2v_core.parallel import together
-from s2v_core.parallel.layout import Layout, denoising_layout
+from s2v_core.parallel.layout import Layout, denoising_layout, sequence_layout
 from s2v_core.train import main
 from s2v_core.training.checkpoint import checkpoints, load_checkpoint, load_newest
 from s2v_core.training.export import export_student
@@ -213,7 +213,7 @@ def test_the_command_trains_on_several_processes_as_on_one(folder):
 @pytest.mark.parametrize("size, name", [(2, "denoised"), (4, "denoised"), (4, "denoised by one group")])
 def test_denoised_latents_are_those_of_one_process(found, size, name):
     """With guidance, without, and with a step cache; by groups that have a branch each, or by one."""
-    for settings, latents in zip(SETTINGS, found[size][name], strict=True):
+    for settings, latents in zip(SETTINGS, found[size][name]["latents"], strict=True):
         assert_same(latents, TransformerDenoiser(tiny_transformer(), settings)(*clip_inputs(), nobody_watches))
 
 
@@ -224,9 +224,17 @@ def test_the_step_cache_foretells_the_steps_that_it_foretells_in_one_process(fou
     model.branches = lambda *args: evaluated.append(1) or branches(*args)
     latents = TransformerDenoiser(model, CACHED)(*clip_inputs(), nobody_watches)
     assert 3 <= len(evaluated) < CACHED.steps
-    assert_same(found[size][name][SETTINGS.index(CACHED)], latents)
+    assert_same(found[size][name]["latents"][SETTINGS.index(CACHED)], latents)
     exact = TransformerDenoiser(tiny_transformer(), replace(CACHED, step_cache=0.0))(*clip_inputs(), nobody_watches)
     assert (latents - exact).abs().max() > 100 * EXACT * exact.abs().max(), "other steps would have been seen"
+
+
+@pytest.mark.parametrize("size", LAYOUTS)
+def test_nobody_is_idle_where_there_are_fewer_branches_than_groups(found, size):
+    """Of 133 tokens: two branches are shared by halves of the processes, the only one of a step or the third by all."""
+    of_half, of_all = -(-133 // (size // 2)), -(-133 // size)
+    two, one, three, _ = found[size]["denoised"]["tokens"]
+    assert (two, one, three) == ({of_half}, {of_all}, {of_half, of_all})
 
 
 def test_processes_share_branches_then_heads_and_then_a_ring():
@@ -234,6 +242,8 @@ def test_processes_share_branches_then_heads_and_then_a_ring():
     assert denoising_layout(8, 40) == Layout(data=2, ulysses=4)
     assert denoising_layout(12, 40) == Layout(data=2, ring=3, ulysses=2)
     assert denoising_layout(3, 40) == Layout(ring=3)
+    assert sequence_layout(8, 40) == Layout(ulysses=8)
+    assert sequence_layout(12, 40) == Layout(ring=3, ulysses=4)
 
 
 @pytest.mark.parametrize("size, layout", [entry for entry in EVERY_LAYOUT if entry[1].data == 1], ids=str)
