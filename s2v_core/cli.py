@@ -201,6 +201,10 @@ def generate(arguments: argparse.Namespace, load: Loader) -> int:
         logging.getLogger("s2v_core").setLevel(logging.WARNING)
     batch = values.get("batch")
     jobs = read_batch(batch, values) if isinstance(batch, Path) else [make_job(values)]
+    if values.get("skip-existing"):
+        jobs = without_existing(jobs)
+        if not jobs:
+            return 0
     pipeline = load(make_model_options(values), load_weights=not is_dry)
 
     def work() -> int:
@@ -224,14 +228,26 @@ def read_values(arguments: argparse.Namespace) -> dict[str, object]:
     return {**read_config(Path(arguments.config)), **values} if arguments.config else values
 
 
+def without_existing(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs whose videos are not there: a video appears when it is complete. The others are named."""
+    left = []
+    for job in jobs:
+        if job.request.output.exists():
+            say(f"{job.where and job.where + ': '}{job.request.output} is there already, and stays as it is")
+        else:
+            left.append(job)
+    return left
+
+
 def run_batch(pipeline: WanS2VPipeline, jobs: Sequence[Job], *, is_quiet: bool, is_dry: bool, is_debug: bool) -> int:
     """All jobs in order; one that fails does not stop the rest."""
     num_failed = 0
     for job in jobs:
         try:
             run_job(pipeline, job, is_quiet=is_quiet, is_dry=is_dry)
-        except Interrupted:
-            raise
+        except Interrupted as error:
+            hint = "; with --skip-existing, videos that are done are not made again" if job is not jobs[0] else ""
+            raise Interrupted(f"{error}{hint}") from error
         except Exception as error:
             complain(error, is_debug=is_debug, where=job.where)
             num_failed += 1

@@ -309,6 +309,8 @@ OPTIONS: dict[str, Option] = {
         Option(name="batch", group=WORK, metavar="FILE.jsonl", parse=file, scope=COMMAND,
                help="many jobs: one JSON object per line with the options of its video; "
                     "all other options are defaults for every line"),
+        Option(name="skip-existing", group=WORK, parse=flag, scope=COMMAND,
+               help="leave videos alone that are there already: a --batch that was stopped goes on where it stood"),
         Option(name="dry-run", group=WORK, parse=flag, scope=COMMAND,
                help="check everything and print the plan, make nothing"),
         Option(name="quiet", group=WORK, parse=flag, scope=COMMAND,

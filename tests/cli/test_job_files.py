@@ -88,7 +88,7 @@ def test_every_option_may_stand_in_the_yaml_file(pipeline, capsys, tmp_path):
         "pose-video": "p.mp4", "start-from-image": True, "size": "480p", "fps": 25, "frames": 9, "seed": 1, "steps": 2,
         "guidance": 1, "shift": 3, "solver": "euler", "continuity": "carry", "model": "m", "lora": "l.gguf:1",
         "dtype": "bf16", "matmul": "fp8", "vae-dtype": "bf16",
-        "device": "cpu", "attention": "sdpa", "offload": "none", "take": "t", "dry-run": True,
+        "device": "cpu", "attention": "sdpa", "offload": "none", "take": "t", "dry-run": True, "skip-existing": True,
         "quiet": True, "debug": False, "storyboard": "s.txt", "speaker": ["region=0:0:1:1,name=anna"],
         "who-speaks": "who.csv", "audio-guidance": 2, "sync-strength": 1, "apg": True,
         "driving-audio": "vocals.wav", "audio-start": "0:01.5", "audio-end": 9, "audio-offset": -40, "loudness": -23,
@@ -173,7 +173,26 @@ def test_ctrl_c_stops_the_whole_batch(capsys, tmp_path):
     for stop in (KeyboardInterrupt(), Interrupted("asked to")):
         pipeline = Pipeline(run_errors={"a.mp4": stop})
         code, _, err = run(pipeline, capsys, "--batch", batch_of(tmp_path, job("a.mp4"), job("b.mp4")))
-        assert code == 130 and pipeline.made == [] and "stopped" in err
+        assert code == 130 and pipeline.made == [] and "stopped" in err and "--skip-existing" not in err
+
+
+def test_a_batch_that_was_stopped_goes_on_without_making_again_what_is_done(capsys, tmp_path):
+    batch = batch_of(tmp_path, *(job(f"{name}.mp4") for name in "abc"))
+    code, _, err = run(Pipeline(run_errors={"b.mp4": KeyboardInterrupt()}), capsys, "--batch", batch)
+    assert code == 130 and "with --skip-existing, videos that are done are not made again" in err
+    (tmp_path / "a.mp4").touch()   # which the stand-in does not write
+    for words, made in (([], "abc"), (["--skip-existing"], "bc")):
+        pipeline = Pipeline()
+        code, out, _ = run(pipeline, capsys, "--batch", batch, *words)
+        assert code == 0 and [request.output.stem for request in pipeline.made] == list(made)
+    assert out.startswith(f"line 1 of {batch}: {tmp_path / 'a.mp4'} is there already") and "2 done, 0 failed" in out
+
+
+def test_nothing_is_loaded_for_videos_that_are_all_there(pipeline, capsys, tmp_path):
+    (tmp_path / "a.mp4").touch()
+    batch = batch_of(tmp_path, job("a.mp4"))
+    code, out, _ = run(pipeline, capsys, "--batch", batch, "--skip-existing")
+    assert code == 0 and "is there already" in out and pipeline.loads == []
 
 
 def test_a_dry_run_checks_every_job_and_makes_none(capsys, tmp_path):
