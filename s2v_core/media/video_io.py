@@ -291,7 +291,7 @@ def require_writable(output: Path) -> None:
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name a file in it")
     try:
-        folder = next(folder for folder in output.absolute().parents if folder.exists())   # others are made later
+        folder = next(folder for folder in _real(output).parents if folder.exists())   # others are made later
         probe = folder / f".{output.name}.{os.getpid()}.part"   # a job may be writing to `_partial(output)`
         probe.touch()
         probe.unlink()
@@ -305,20 +305,28 @@ def _exact_rate(fps: float) -> Fraction:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to: afterwards it is safely on disk under `path`; after an error it is gone."""
-    partial = _partial(path)
+    """A name beside `path` to write to: afterwards it is safely on disk under `path`; after an error it is gone.
+
+    A link stays, and what it leads to is replaced.
+    """
+    target = _real(path)
+    partial = _partial(target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         _sync(partial)
-        os.replace(partial, path)
+        os.replace(partial, target)
         if os.name == "posix":   # elsewhere a folder cannot be opened
-            _sync(path.parent)
+            _sync(target.parent)
     except (OSError, av.error.FFmpegError) as error:
         raise _output_error(path, error) from error
     finally:
         if os.path.lexists(partial):
             partial.unlink()
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _partial(path: Path) -> Path:

@@ -453,6 +453,18 @@ def test_a_place_that_cannot_be_written_is_told(segments, sound, tmp_path):
         require_writable(tmp_path)
 
 
+def test_a_link_stays_and_the_file_that_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old.mp4").write_bytes(b"old")
+    for name in ("old.mp4", "new.mp4"):
+        link = tmp_path / f"link to {name}"
+        link.symlink_to(tmp_path / "disk" / name)
+        require_writable(link)
+        write_segment(link, pictures(2), fps=16)
+        assert link.is_symlink() and probe_video(tmp_path / "disk" / name).num_frames == 2
+    assert files(tmp_path / "disk") == {"old.mp4", "new.mp4"}
+
+
 def test_asking_whether_a_place_can_be_written_leaves_it_as_it_was(tmp_path):
     (tmp_path / "old.mp4").write_bytes(b"old")
     for name in ("new.mp4", "old.mp4", "no/folder/yet/new.mp4"):
