@@ -103,10 +103,10 @@ def goals(rows: list[Row]) -> list[tuple[str, float, str, bool]]:
     silent = [row.shut for row in rows if row.own is None]
     lags = np.asarray([row.lag for row in rows if row.own is not None])
     lines = [
-        ("mouth and its own voice, mean r", own.mean(), "0.7 or more", own.mean() >= 0.7),
-        ("mouth and its own voice, worst r", own.min(), "", True),
-        ("mouth and the other voice, mean r", other.mean(), "0.25 or less", other.mean() <= 0.25),
-        ("mouth and the other voice, largest r", other.max(), "", True),
+        ("mouth and its own voice, mean r", own.mean(), "", True),
+        ("mouth and its own voice, worst r", own.min(), "0.7 or more", own.min() >= 0.7),
+        ("mouth and the other voice, mean r", other.mean(), "", True),
+        ("mouth and the other voice, largest r", other.max(), "0.25 or less", other.max() <= 0.25),
         ("faces whose best lag is 0 frames", np.mean(lags == 0), "", True),
     ]
     if silent:
