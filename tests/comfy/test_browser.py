@@ -285,6 +285,17 @@ def test_the_timeline_reads_through_subgraphs_and_links_and_fills_in_there(page)
 
 
 @pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
+def test_a_new_node_keeps_its_seed_so_that_run_goes_on_after_cancel_and_a_workflow_keeps_its_choice(page):
+    open_workflow(page, "s2v_try_it")
+    control = page.evaluate("""() => { const seed = n => n.widgets.find(w => w.name === 'control_after_generate');
+        const fresh = LiteGraph.createNode('S2VLongVideo'), first = seed(fresh).value;
+        const loaded = app.graph._nodes.find(n => n.type === 'S2VLongVideo'); seed(loaded).value = 'increment';
+        return app.loadGraphData(JSON.parse(JSON.stringify(app.graph.serialize()))).then(() =>
+            [first, seed(app.graph._nodes.find(n => n.type === 'S2VLongVideo')).value]) }""")
+    assert control == ["fixed", "increment"]
+
+
+@pytest.mark.parametrize("renderer", ["canvas"], indirect=True)
 def test_a_typed_number_is_kept_and_shown_as_finely_as_its_input_says(page):
     open_workflow(page, "s2v_try_it")
     typed = page.evaluate("""() => { const speaker = LiteGraph.createNode('S2VSpeaker'); app.graph.add(speaker);
