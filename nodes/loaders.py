@@ -5,6 +5,8 @@ Knows files and widgets; models are built in `model.py`, `gguf.py` and `bundled.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from . import host
 from .host import io
 from .sockets import CATEGORY
@@ -56,9 +58,11 @@ class LoadModel(io.ComfyNode):
 
 
 def where_to_get(model_name: str | None) -> str:
+    folders = host.model_folders(FOLDER)
+    usual = next((folder for folder in folders if Path(folder).name == FOLDER), folders[0])   # others are older
     return (
-        f"There is no {model_name or USUAL_FILE} in {' or '.join(host.model_folders(FOLDER))}. "
-        f"Download it from {DOWNLOAD}, put it there, and press R to refresh."
+        f"There is no {model_name or USUAL_FILE} in ComfyUI's folders for {FOLDER}. "
+        f"Download it from {DOWNLOAD}, put it into {usual}, and press R to refresh."
     )
 
 

@@ -19,7 +19,7 @@ LOADERS, MIDDLE, LAST = 0, 1, 3
 COLUMN_OF = {"S2VLongVideo": 2, "S2VSampleClip": 2, "S2VDubVideo": 2, "SaveVideo": LAST}   # others load or are between
 COLUMNS = (0, 420, 880, 1280)   # pixels
 SIZES = {
-    "LoadImage": (300, 330), "LoadVideo": (300, 330), "LoadImageMask": (300, 330), "LoadAudio": (300, 140),
+    "LoadImage": (300, 330), "LoadVideo": (300, 400), "LoadImageMask": (300, 330), "LoadAudio": (300, 140),
     "CLIPTextEncode": (400, 150), "S2VLoadModel": (360, 110), "S2VLoadBundledModel": (300, 160), "S2VSay": (340, 170),
     "S2VSpeaker": (300, 250), "S2VPerson": (300, 200), "S2VWhoSpeaks": (300, 170), "S2VAudioEncode": (300, 280),
     "S2VStoryboard": (400, 230), "S2VPoseFromFootage": (300, 110), "S2VLongVideo": (340, 600), "SaveVideo": (420, 460),

@@ -453,10 +453,15 @@ def test_a_previewer_is_made_once_a_run_and_may_show_its_pictures_itself(pack, m
     assert previews == [None, shown, shown, shown] and Previewer.made == 1
 
 
-def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, tmp_path):
-    node = part(pack, "nodes.loaders").LoadModel
+def test_a_missing_model_file_names_its_folder_and_its_download_page(pack, monkeypatch, tmp_path):
+    """The host looks into older folders too, and into the output folder."""
+    node, host = part(pack, "nodes.loaders").LoadModel, part(pack, "nodes.host")
     answer = node.validate_inputs("gone.gguf")
     assert "gone.gguf" in answer and str(tmp_path) in answer and "https://huggingface.co" in answer
+    folders = ["/models/unet", "/models/diffusion_models", "/output/diffusion_models"]
+    monkeypatch.setattr(host, "model_folders", lambda folder: folders)
+    answer = node.validate_inputs("gone.gguf")
+    assert "put it into /models/diffusion_models," in answer and "unet" not in answer and "/output" not in answer
     (tmp_path / "here.gguf").touch()
     assert node.validate_inputs("here.gguf") is True
     assert "here.gguf" in part(pack, "nodes.host").model_names("diffusion_models"), "the host does not list GGUF files"
