@@ -98,7 +98,9 @@ class Dubber:
                 finished_clips=0,
                 **foretold(self.components, size, request, settings),
             )
-            finished = Take.count_finished(plan.take, self._fingerprint(plan), work.made_from())
+            finished = 0
+            if plan.take.exists():   # only then: the fingerprint is read from all the weights' files
+                finished = Take.count_finished(plan.take, self._fingerprint(plan), work.made_from())
             yield replace(plan, finished_clips=finished), sound
 
     def _fill(self, take: Take, plan: DubPlan, sound: Sound, progress: Progress) -> None:

@@ -93,8 +93,10 @@ def open_job(request: Request, components: Components) -> Iterator[Job]:
             request=request, picture=picture, cast=cast, driving=driving, pose=pose, scripts=scripts,
             pictures=pictures, plan=replace(plan, clips=clips, remarks=(*cast.remarks(), *plan.remarks, *unheeded)),
         )  # fmt: skip
-        identity = run_identity(request, job.plan, cast, components.identity())
-        finished = Take.count_finished(plan.take, identity, job.made_from())
+        finished = 0
+        if plan.take.exists():   # only then: the identity is read from all the weights' files
+            identity = run_identity(request, job.plan, cast, components.identity())
+            finished = Take.count_finished(plan.take, identity, job.made_from())
         yield replace(job, plan=replace(job.plan, finished_clips=finished))
 
 
