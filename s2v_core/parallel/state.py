@@ -32,9 +32,14 @@ class Pieces:
             if at == start and end == stop:
                 return tensor
             if max(at, start) < min(end, stop):
-                parts.append(tensor[max(at, start) - at : min(end, stop) - at])
+                parts.append(numbers(tensor)[max(at, start) - at : min(end, stop) - at])
             at = end
-        return torch.cat(parts) if parts else self.tensors[0][:0]
+        return torch.cat(parts) if parts else numbers(self.tensors[0])[:0]
+
+
+def numbers(tensor: Tensor) -> Tensor:
+    """A tensor's numbers: kinds that keep them in 8 bits can be cut or joined in no other form."""
+    return tensor if type(tensor) is Tensor else tensor.dequantize()
 
 
 def own_part(state: object) -> object:

@@ -112,9 +112,23 @@ def load_checkpoint(path: Path) -> list[dict[str, Any]]:
 
 def _load(path: Path, *, mapped: bool) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            if "torchao." not in str(error):
+                raise
+            _allow_8_bits(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint; delete it to use the one before it") from error
+
+
+def _allow_8_bits(path: Path) -> None:
+    """Let moments in 8 bits be read: torchao tells torch its kinds of tensor when it is imported."""
+    try:
+        import torchao.optim  # noqa: F401
+    except ImportError:
+        raise CheckpointError(f"{path} has moments in 8 bits, whose package is missing: pip install torchao") from None
 
 
 def load_newest(folder: Path) -> list[dict[str, Any]]:

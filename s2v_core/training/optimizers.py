@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..errors import ConfigError
+from ..parallel.state import numbers
+from ..parallel.weights import as_shard, own_rows
 from .config import OptimizerConfig
-
-SETTINGS = ("betas", "eps", "weight_decay")   # of a group of parameters; its rate is set at every step
 
 
 class Optimizer(Protocol):
@@ -57,10 +57,30 @@ def load_moments(optimizer: Optimizer, state_for: Callable[[list[Tensor]], Mappi
         state_for: the parameters in the optimiser's order -> what `state_dict` gave.
     """
     groups = optimizer.param_groups
-    settings = [{name: group[name] for name in SETTINGS if name in group} for group in groups]
-    optimizer.load_state_dict(state_for([parameter for group in groups for parameter in group["params"]]))
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    state = state_for(parameters)
+    for number, values in state["state"].items():
+        _keep_in_kind(optimizer, parameters[number], values)
+    optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
+
+
+def _keep_in_kind(optimizer: Optimizer, parameter: Tensor, values: dict[str, Any]) -> None:
+    """Moments as this optimiser keeps those of a parameter; they may be of another one, or of other shares."""
+    for name, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+        if name not in values:
+            continue
+        saved, make = own_rows(values[name]), getattr(optimizer, "_new_buffer", None)   # torchao's
+        wanted = torch.empty(0) if make is None else make(parameter, signed)
+        if type(own_rows(wanted)) is type(saved):
+            continue
+        if make is None:
+            values[name] = as_shard(numbers(saved), parameter)
+        else:
+            own_rows(wanted).copy_(numbers(saved))
+            values[name] = wanted
 
 
 def _adamw_8bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> Optimizer:

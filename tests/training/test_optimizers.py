@@ -11,10 +11,11 @@ from torch import nn
 
 from s2v_core.errors import ConfigError
 from s2v_core.models.dit import WanS2VTransformer
+from s2v_core.parallel.state import from_pieces, numbers, optimizer_state
 from s2v_core.training.checkpoint import load_checkpoint, save_checkpoint
 from s2v_core.training.config import OptimizerConfig
 from s2v_core.training.initialise import initialise
-from s2v_core.training.optimizers import make_optimizer, set_learning_rate
+from s2v_core.training.optimizers import load_moments, make_optimizer, set_learning_rate
 from s2v_core.training.student import Student
 
 from .test_trainer import OPTIMIZER, losses, make_trainer
@@ -86,6 +87,44 @@ def test_moments_in_8_bits_learn_are_small_and_are_resumed_bit_for_bit(tmp_path)
     second.layer.load_state_dict(saved["weights"])
     second.optimizer.load_state_dict(saved["optimizer"])
     assert second.losses(3, 6) == expected[3:]
+
+
+def moments_of(optimizer, parameter):
+    return {name: optimizer.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")}
+
+
+def parts(optimizer, wide, count):
+    """Moments of a wide parameter as each of some processes keeps and saves its rows of them, and all their numbers."""
+    generator, states, whole = torch.Generator().manual_seed(0), [], {"exp_avg": [], "exp_avg_sq": []}
+    for rows in wide.detach().chunk(count):
+        kept = {"step": torch.tensor(3.0)}
+        for name, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+            kept[name] = optimizer._new_buffer(rows, signed)
+            drawn = torch.rand(rows.shape, generator=generator) - 0.5 * signed
+            kept[name].copy_(drawn)
+            whole[name].append(numbers(kept[name]))
+        states.append({"state": {0: kept}, "param_groups": optimizer.state_dict()["param_groups"]})
+    return states, {name: torch.cat(tensors) for name, tensors in whole.items()}
+
+
+@pytest.mark.parametrize("count", [2, 4])   # of 8192 and 4096 numbers: in 8 bits; of 8 they would be too few
+def test_moments_in_8_bits_go_on_with_another_number_of_processes_and_in_float32(count):
+    wide = nn.Parameter(torch.zeros(256, 64))
+    small, exact = (make_optimizer([wide], replace(CONFIG, moments=kind)) for kind in ("8bit", "fp32"))
+    states, expected = parts(small, wide, count)
+    load_moments(small, lambda parameters: optimizer_state(from_pieces(states), parameters))
+    for name, tensor in moments_of(small, wide).items():
+        assert tensor.codes.dtype == torch.uint8
+        torch.testing.assert_close(numbers(tensor), expected[name], atol=0.008, rtol=0)   # rounded once more
+    load_moments(exact, lambda parameters: optimizer_state(from_pieces(states), parameters))
+    for name, tensor in moments_of(exact, wide).items():
+        assert type(tensor) is torch.Tensor and torch.equal(tensor, expected[name])
+    back = make_optimizer([wide], replace(CONFIG, moments="8bit"))
+    load_moments(back, lambda parameters: optimizer_state(from_pieces([exact.state_dict()]), parameters))
+    for name, tensor in moments_of(back, wide).items():
+        assert tensor.codes.dtype == torch.uint8
+        torch.testing.assert_close(numbers(tensor), expected[name], atol=0.008, rtol=0)
+    assert isinstance(back.param_groups[0]["lr"], torch.Tensor), "torchao refuses a plain number"
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
