@@ -67,6 +67,13 @@ def number(name: str, value: object) -> float:
         raise ConfigError(f"{name} must be a number, got {value!r}") from None
 
 
+def frame_rate(name: str, value: object) -> float:
+    """Frames a second; the rounded names of NTSC's rates, such as 23.976, 23.98 and 29.97, stand for the exact ones."""
+    said = number(name, value)
+    exact = (whole * 1000 / 1001 for whole in (24, 30, 48, 60, 120))
+    return next((rate for rate in exact if abs(rate - said) < 0.005), said)
+
+
 def seconds(name: str, value: object) -> float:
     """12.5, or 1:02.5."""
     try:
@@ -236,10 +243,11 @@ OPTIONS: dict[str, Option] = {
         Option(name="size", group=PICTURE, metavar="SIZE", parse=size,
                help="WIDTHxHEIGHT in pixels, multiples of 16; or 480p, 720p: the picture's shape at that area "
                     "(default: the picture's shape at the model's area)"),
-        Option(name="fps", group=PICTURE, metavar="N", parse=number,
-               help="frames per second that are made, 1 to 120: 24, 25 and 30 take 1.5, 1.6 and 1.9 times the work of "
-                    "16, and movements are a little slower than life (default: 16, which Wan-S2V was trained at)"),
-        Option(name="output-fps", group=PICTURE, metavar="N", parse=number,
+        Option(name="fps", group=PICTURE, metavar="N", parse=frame_rate,
+               help="frames per second that are made, 1 to 120 (29.97 is 30000/1001): 24, 25 and 30 take 1.5, 1.6 and "
+                    "1.9 times the work of 16, and movements are a little slower than life (default: 16, which Wan-S2V "
+                    "was trained at)"),
+        Option(name="output-fps", group=PICTURE, metavar="N", parse=frame_rate,
                help="frames per second of the file, above --fps: frames between frames by their motion, at the end, "
                     "for some 3 s of work per second at 832x480; fast hands may smear (default: --fps)"),
         Option(name="frames", group=PICTURE, metavar="N", parse=whole, field="num_frames",

@@ -77,6 +77,18 @@ def test_options_left_out_are_the_requests_and_the_models_own_defaults(pipeline,
     assert (options.folder, options.loras, options.dtype, options.device) == (None, (), "auto", "auto")
 
 
+@pytest.mark.parametrize(
+    "said, meant",
+    [("23.976", 24000 / 1001), ("23.98", 24000 / 1001), ("29.97", 30000 / 1001), ("59.94", 60000 / 1001),
+     ("119.88", 120000 / 1001), ("24", 24.0), ("29.9", 29.9), ("16", 16.0)],
+)  # fmt: skip
+def test_a_rounded_name_of_a_rate_is_the_exact_rate(pipeline, capsys, said, meant):
+    run(pipeline, capsys, *JOB, "--fps", said, "--output-fps", "120")
+    run(pipeline, capsys, *JOB, "--output-fps", said if float(said) > 16 else "17")
+    assert pipeline.made[0].fps == meant
+    assert pipeline.made[1].output_fps == (meant if meant > 16 else 17)
+
+
 def test_an_area_name_leaves_the_shape_to_the_picture(pipeline, capsys):
     run(pipeline, capsys, *JOB, "--size", "720p")
     assert (pipeline.planned[0].size, pipeline.planned[0].max_area) == (None, 1280 * 720)
