@@ -56,7 +56,8 @@ class Layout:
         if self.size != num_processes:
             raise ConfigError(
                 f"parallel: {self} makes {self.size} processes, and {num_processes} "
-                f"{'was' if num_processes == 1 else 'were'} launched: change one of the two"
+                f"{'was' if num_processes == 1 else 'were'} launched: launch {self.size} (torchrun --nproc-per-node "
+                f"{self.size} -m s2v_core.train ...), or set parallel to what --dry-run --gpus {num_processes} finds"
             )
 
 

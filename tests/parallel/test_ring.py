@@ -78,7 +78,7 @@ def test_heads_that_cannot_be_shared_out_are_refused_with_what_can_be_done():
 
 
 def test_a_layout_of_another_number_of_processes_is_refused():
-    with pytest.raises(ConfigError, match="2 x data, 1 x ring, 4 x Ulysses makes 8 processes, and 4 were launched"):
+    with pytest.raises(ConfigError, match="makes 8 processes, and 4 were launched: launch 8 .torchrun"):
         Layout(data=2, ulysses=4).check_size(4)
     with pytest.raises(ConfigError, match="counts from 1"):
         Layout(ring=0)
