@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,18 +125,25 @@ class _Scaling:
 
     alpha: float | None = None   # None: alpha is the rank
     by_root: bool = False        # rank-stabilised: alpha / sqrt(rank)
+    by_layer: tuple[tuple[re.Pattern[str], float], ...] = ()   # PEFT's alpha_pattern: the first that fits
 
-    def factor(self, rank: int, alpha: float | None) -> float:
-        alpha = self.alpha if alpha is None else alpha
+    def factor(self, target: str, rank: int, alpha: float | None) -> float:
+        if alpha is None:
+            alpha = next((alpha for pattern, alpha in self.by_layer if pattern.match(target)), self.alpha)
         return 1.0 if alpha is None else alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
 def _read_scaling(file: WeightFile) -> _Scaling:
     settings = _peft_settings(file)
-    if settings.get("alpha_pattern"):
-        raise CheckpointError(f"{file.path} has an alpha per layer (alpha_pattern), which is not supported")
-    alpha = settings.get("lora_alpha")
-    return _Scaling(alpha=None if alpha is None else float(alpha), by_root=bool(settings.get("use_rslora", False)))
+    alpha, patterns = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
+    try:
+        return _Scaling(
+            alpha=None if alpha is None else float(alpha),
+            by_root=bool(settings.get("use_rslora", False)),
+            by_layer=tuple((re.compile(rf"(.*\.)?({end})$"), float(alpha)) for end, alpha in patterns.items()),
+        )
+    except (re.error, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the settings of the LoRA {file.path} cannot be read: {error}") from error
 
 
 def _peft_settings(file: WeightFile) -> dict[str, Any]:
@@ -161,7 +169,7 @@ def _changes(path: Path, target: str, parts: dict[str, Tensor], scaling: _Scalin
     whole = {name: tensor for name, tensor in parts.items() if name not in pair}
     if "down" in pair:
         alpha = pair.pop("alpha", None)
-        scale = scaling.factor(len(pair["down"]), None if alpha is None else float(alpha))
+        scale = scaling.factor(target, len(pair["down"]), None if alpha is None else float(alpha))
         yield Change(target=module, num_keys=2 + (alpha is not None), scale=scale, **pair)
     if whole:
         yield Change(target=module, num_keys=len(whole), **whole)

@@ -328,8 +328,18 @@ def test_a_model_is_no_lora(tmp_path):
         load_lora(tmp_path / "x.safetensors")
 
 
-def test_alpha_per_layer_is_refused(tmp_path):
-    save_file(spelled("peft"), tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "alpha_pattern": {"q": 8}}))
-    with pytest.raises(CheckpointError, match="alpha_pattern"):
-        load_lora(tmp_path)
+@pytest.mark.parametrize("spelling, end", [("peft", r"self_attn\.q"), ("diffusers", "blocks.0.attn1.to_q")])
+def test_pefts_alpha_of_some_layers_counts_there(tmp_path, spelling, end):
+    tensors = {name: t for name, t in spelled(spelling).items() if not name.endswith("alpha")}
+    settings = {"lora_alpha": ALPHA, "alpha_pattern": {end: 2 * ALPHA}}
+    save_file(tensors, tmp_path / "l", metadata={"lora_adapter_metadata": json.dumps(settings)})
+    scales = {change.target: change.scale for change in load_lora(tmp_path / "l").changes}
+    usual = ALPHA / RANK
+    assert scales == {"blocks.0.self_attn.q": 2 * usual, "blocks.1.ffn.0": usual, "head.head": usual}
+
+
+@pytest.mark.parametrize("settings", [{"alpha_pattern": {"(": 1}}, {"alpha_pattern": [1]}, {"lora_alpha": "much"}])
+def test_settings_that_make_no_sense_are_named(tmp_path, settings):
+    save_file(spelled("peft"), tmp_path / "l", metadata={"lora_adapter_metadata": json.dumps(settings)})
+    with pytest.raises(CheckpointError, match="settings of the LoRA .* cannot be read"):
+        load_lora(tmp_path / "l")
