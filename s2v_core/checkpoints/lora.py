@@ -328,10 +328,23 @@ def _delta(change: Change) -> Tensor:
     return product.view(len(change.up), *change.down.shape[1:])
 
 
-@torch.no_grad()
 def _add_to(module: nn.Module, parameter: str, delta: Tensor, factor: float) -> Callable[[], None]:
     """Replace a parameter by itself plus a difference, added in float32."""
+    old, new = _replace(module, parameter, delta, factor)
+
+    def undo() -> None:
+        if getattr(module, parameter) is new:
+            setattr(module, parameter, old)
+        else:   # another LoRA came on top, and stays
+            _replace(module, parameter, delta, -factor)
+
+    return undo
+
+
+@torch.no_grad()
+def _replace(module: nn.Module, parameter: str, delta: Tensor, factor: float) -> tuple[nn.Parameter, nn.Parameter]:
     old = getattr(module, parameter)
-    new = (old.float() + factor * delta.to(old.device, torch.float32)).to(old.dtype)
-    setattr(module, parameter, nn.Parameter(new, requires_grad=old.requires_grad))
-    return lambda: setattr(module, parameter, old)
+    summed = (old.float() + factor * delta.to(old.device, torch.float32)).to(old.dtype)
+    new = nn.Parameter(summed, requires_grad=old.requires_grad)
+    setattr(module, parameter, new)
+    return old, new

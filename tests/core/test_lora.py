@@ -122,6 +122,21 @@ def test_live_loras_stack_and_come_off_in_any_order(kohya, model, base):
     assert torch.equal(tiny.velocity(model), tiny.velocity(base))
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_whole_differences_of_stacked_loras_come_off_in_any_order(tmp_path, model, base, order):
+    differences = {"blocks.0.self_attn.k.diff_b": 64, "blocks.0.self_attn.norm_q.diff": 64}
+    tensors = {f"diffusion_model.{name}": torch.full((size,), 0.25) for name, size in differences.items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    lora = load_lora(tmp_path / "lora.safetensors")
+    applied = [apply_lora(model, lora, strength) for strength in (-0.5, 2.0)]
+    first, last = (applied[i] for i in order)
+    first.remove()
+    left = (-0.5, 2.0)[order[1]] * 0.25
+    torch.testing.assert_close(model.blocks[0].self_attn.k.bias, base.blocks[0].self_attn.k.bias + left)
+    last.remove()
+    assert_same(model, base)
+
+
 def test_a_copied_model_has_its_own_branches(kohya, model):
     applied = apply_lora(model, load_lora(kohya))
     twin = copy.deepcopy(model)
