@@ -13,7 +13,7 @@ import torch
 
 from .config import TransformerConfig
 from .geometry import TokenLayout
-from .models.cost import FLOAT32, activation_bytes, holes, prepared_bytes
+from .models.cost import FLOAT32, FORWARD_HOLES, activation_bytes, holes, prepared_bytes
 from .placement import MemoryEstimate, blocks_that_stay
 
 HEADROOM = 0.9   # of the free memory that a plan may fill: allocators fragment, displays want their share
@@ -73,7 +73,7 @@ class Work:
         work = self._activations(item, way.chunk_tokens)
         if self.is_host:
             largest = FLOAT32 * self.layout.total * self.config.dim
-            work += holes(self._activations(FLOAT32, way.chunk_tokens), largest)
+            work += holes(self._activations(FLOAT32, way.chunk_tokens), largest, FORWARD_HOLES)
         return MemoryEstimate(
             weights=self.others + here,
             denoising=work + prepared_bytes(self.config, self.layout, item) + self.beside,

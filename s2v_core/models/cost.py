@@ -16,8 +16,10 @@ RGB = 24                              # numbers a pixel: the four frames that ar
 KERNELS, BLOCK_KERNELS = 4205, 2376   # numbers times the squared width
 BESIDE_TENSORS = 1.6                  # what convolutions and an allocator hold on a device, with the tensors; a guess
 # On a CPU: tensors of 32 MiB and more go back to the system when they are gone, smaller ones leave holes among others
-# (glibc): in pictures of 256x256 to 512x512 0.34 to 0.52 of what would live in float32, which norms are computed in.
-RETURNED, HELD, HOLES = 32 << 20, 1.06, 0.44
+# (glibc). Over what would live in float32, which norms are computed in: 0.34 to 0.52 of a decode in pictures of 256x256
+# to 512x512. Of a forward, whose tensors are of many sizes, more than what lives: of a heap of 211 MB (width 768,
+# 192x192) half was holes by glibc's own account.
+RETURNED, HELD, DECODE_HOLES, FORWARD_HOLES = 32 << 20, 1.06, 0.44, 1.2
 FLOAT32 = 4   # bytes: of the residual stream, and of queries and keys while they are turned
 
 
@@ -90,17 +92,18 @@ def decoder_room(config: VAEConfig, num_pixels: int, itemsize: int, *, on_cpu: b
     tensors = decoder_bytes(config, num_pixels, itemsize)
     if not on_cpu:
         return int(BESIDE_TENSORS * tensors)
-    return int(HELD * tensors) + holes(decoder_bytes(config, num_pixels, FLOAT32), num_pixels * config.dim * FLOAT32)
+    whole, largest = decoder_bytes(config, num_pixels, FLOAT32), num_pixels * config.dim * FLOAT32
+    return int(HELD * tensors) + holes(whole, largest, DECODE_HOLES)
 
 
-def holes(in_float32: int, largest: int) -> int:
+def holes(in_float32: int, largest: int, share: float) -> int:
     """What a CPU's allocator keeps of memory that is free again, beside tensors at work.
 
     Args:
         in_float32: bytes that would live at the peak if all were in float32.
         largest: bytes of a tensor of the largest ones' size. Of layers at other sizes it is half of that, and so on.
+        share: of the first, where all tensors are small.
     """
-    share = HOLES
     while largest >= RETURNED:
         largest, share = largest // 2, share / 2
     return int(share * in_float32)
