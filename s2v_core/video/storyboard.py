@@ -192,6 +192,8 @@ def parse_storyboard(text: str, *, where: str = "") -> tuple[Scene, ...]:
 def _line(line: str) -> Scene:
     values: dict[str, object] = {}
     head, _, rest = line.partition(" ")
+    if re.match(rf"-\s*(\{{|({'|'.join(KEYS)})\s*:)", line):
+        raise ConfigError("this is YAML, which is read from files named .yaml; as text, write 0:12.5 she laughs")
     clip = re.match(r"clip\s+(\d+):?(?:\s+|$)", line, re.IGNORECASE)
     if clip:
         values["clip"], line = int(clip[1]), line[clip.end() :]

@@ -118,6 +118,8 @@ def test_the_plan_says_where_a_scene_begins_and_where_it_was_asked_to():
         ("clip 3 a\nclip 2 b", "in order: clip 2 comes after clip 3"),
         ("clip 0 a", "counted from 1"),
         ("a\n0:05 b\nc", "scene 3 (c) has no time: begin it with one, such as 0:12.5, or with a clip"),
+        ("- at: 0:05\n  prompt: a", "line 1: this is YAML, which is read from files named .yaml"),
+        ("- {at: 0:05, prompt: a}", "line 1: this is YAML"),
         ("a\n12.5 b", "line 2: a time has minutes here: write 0:12.50 for 12.5"),
         ("0 a\n20 b", "line 1: a time has minutes here: write 0:00.00 for 0"),
         ("0:05", "line 1: a scene changes something"),
