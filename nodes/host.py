@@ -198,9 +198,13 @@ def host_sigmas(model: ModelPatcher, scheduler: str, steps: int) -> Tensor:
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
 
 
-def sampling_shift(model: ModelPatcher) -> float:
-    """The schedule shift that the model carries, from its loader or from a node such as ModelSamplingSD3."""
-    return float(model.get_model_object("model_sampling").shift)
+def sampling_shift(model: ModelPatcher) -> float | None:
+    """The schedule shift that the model carries, from its loader or from a node such as ModelSamplingSD3.
+
+    Returns: None where a node has made it another kind of model, such as ModelSamplingDiscrete.
+    """
+    shift = getattr(model.get_model_object("model_sampling"), "shift", None)
+    return None if shift is None else float(shift)
 
 
 class Guider(comfy.samplers.CFGGuider):

@@ -76,7 +76,13 @@ class Levels:
         solver = OUR_SCHEDULERS[sampling.scheduler]
         if solver == "unipc":
             solver = OUR_SAMPLERS.get(sampling.sampler, solver)
-        schedule = make_schedule(solver, sampling.steps, host.sampling_shift(model))
+        shift = host.sampling_shift(model)
+        if shift is None:
+            raise ConfigError(
+                "a node such as ModelSamplingDiscrete has given the model noise levels that Wan-S2V does not know: "
+                "remove it, or take ModelSamplingSD3, which changes the shift"
+            )
+        schedule = make_schedule(solver, sampling.steps, shift)
         told = tuple(zip((1000 * schedule.sigmas[:-1]).tolist(), schedule.timesteps.tolist(), strict=True))
         return cls(sigmas=schedule.sigmas, timesteps=told)
 

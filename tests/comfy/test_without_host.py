@@ -486,6 +486,15 @@ def test_a_size_is_both_sides_or_none(pack):
         job.video_size(picture, 64, 0, 128 * 128)
 
 
+def test_a_model_whose_noise_levels_a_node_has_changed_to_another_kind_is_refused(pack):
+    """As ModelSamplingDiscrete and its like do: they have no shift."""
+    sampling = part(pack, "nodes.sampling")
+    model = SimpleNamespace(get_model_object=lambda name: SimpleNamespace(sigma_data=1.0))
+    ours = sampling.Sampling(seed=0, steps=1, cfg=1.0, sampler="euler", scheduler="wan")
+    with pytest.raises(part(pack, "s2v_core.errors").ConfigError, match="such as ModelSamplingDiscrete .* remove it"):
+        sampling.Levels.of(model, ours)
+
+
 def test_values_that_are_on_no_list_are_refused(pack):
     sampling = part(pack, "nodes.sampling")
     with pytest.raises(Exception, match="sampler_name 'magic' is not known"):
