@@ -10,10 +10,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from ..errors import MediaError
+from ..errors import ConfigError, MediaError
 from ..geometry import VideoSize
 from ..media.video_io import read_timed_frames
 from ..running.plan import RunPlan, unguided
@@ -128,7 +129,8 @@ def find_work(
         size: at which the model draws.
         on_frame: told the time of each frame that was looked at, seconds since the first; whatever it raises ends this.
 
-    Raises: MediaError for footage that cannot be read, or without a face to dub.
+    Raises: MediaError for footage that cannot be read, or without a face to dub; ConfigError for a mask that is padded
+        away.
     """
     shot, seen = _look_through(request, faces, on_frame)
     track = follow(seen, shot.cuts, step=shot.step, is_given=faces.is_given, which=request.face)
@@ -137,10 +139,13 @@ def find_work(
     stretches = _find_stretches(request, shot, timeline, track, reasons, size)
     if not stretches:
         raise MediaError(_nothing_to_do(request, set(reasons)))
+    editor = Editor(timeline=timeline, region=region, size=size, mask_padding=request.mask_padding)
+    if request.mask_padding < 0 and not any(editor.alpha(stretch, 0)[0].any() for stretch in stretches):
+        raise ConfigError(f"a mask padding of {request.mask_padding:g} leaves nothing of the mask: shrink it less")
     return Work(
         request=request,
         shot=shot,
-        editor=Editor(timeline=timeline, region=region, size=size, mask_padding=request.mask_padding),
+        editor=editor,
         stretches=stretches,
         untouched=_untouched_frames(reasons),
     )
@@ -197,6 +202,8 @@ def _untouched_frames(reasons: Sequence[str]) -> tuple[Untouched, ...]:
 def _nothing_to_do(request: DubRequest, reasons: set[str]) -> str:
     if reasons == {OUTSIDE}:
         return f"{request.video} has no frame between {request.start:g} s and the end that was asked for"
+    if isinstance(request.face_box, Path):
+        return f"{request.face_box} has no box for any frame of {request.video} to dub; frames are counted from 0"
     told = " or ".join(sorted(reasons - {OUTSIDE}))
     remedy = "give --face-box, or a --mask that is white where the mouth is"
     which = "" if request.face is None else f" number {request.face}"

@@ -48,6 +48,8 @@ class DubRequest(ClipRequest):
             raise ConfigError(f"draw-every must be 1 or more, got {self.draw_every}")
         if self.face is not None and self.face < 1:
             raise ConfigError(f"faces are counted from 1, from left to right; got {self.face}")
+        if self.face is not None and (self.face_box is not None or self.mask is not None):
+            raise ConfigError(f"face {self.face} is one of the found ones: leave it out beside a face box or mask")
         if not isinstance(self.face_box, Path | None):
             check_box(self.face_box, "face box")
 

@@ -116,7 +116,7 @@ def test_what_must_be_given_and_must_not_be_overwritten(tmp_path):
 def test_every_option_reaches_the_request():
     said = {
         "video": "v.mp4", "audio": "a.wav", "output": "o.mp4", "mask": "m.png", "face-box": "0.1,0.2,0.3,0.4",
-        "face": "2", "mask-padding": "0.1", "strength": "0.5", "size": "480p", "length": "loop", "start": "0:01",
+        "mask-padding": "0.1", "strength": "0.5", "size": "480p", "length": "loop", "start": "0:01",
         "end": "2", "draw-every": "3", "prompt": "p", "negative-prompt": "n", "seed": "4", "steps": "5",
         "guidance": "6", "sync-strength": "1.5", "apg": True, "shift": "7", "solver": "euler", "continuity": "carry",
         "take": "t", "guidance-interval": "0.2:0.8", "step-cache": "on", "preset": "lightning-8",
@@ -124,7 +124,9 @@ def test_every_option_reaches_the_request():
     values = {name: DUB_OPTIONS[name].parse(name, value) for name, value in said.items()}
     request = make_dub_request(values)
     assert request.face_box == (0.1, 0.2, 0.3, 0.4) and request.max_area == 832 * 480 and request.size is None
-    assert (request.face, request.mask_padding, request.strength, request.length) == (2, 0.1, 0.5, "loop")
+    assert (request.mask, request.mask_padding, request.strength, request.length) == (Path("m.png"), 0.1, 0.5, "loop")
+    found = {name: value for name, value in values.items() if name not in ("mask", "face-box")}
+    assert make_dub_request({**found, "face": 2}).face == 2
     assert (request.start, request.end, request.draw_every, request.seed) == (1, 2, 3, 4)
     settings = request.sampler_settings(steps=1, shift=1, guidance_scale=1)
     assert (settings.steps, settings.guidance_scale, settings.sync_strength, settings.apg) == (5, 6, 1.5, True)

@@ -352,6 +352,8 @@ def test_a_take_of_another_face_is_not_continued(dubber, tmp_path):
         ({"start": 2.0, "end": 1.0}, "end after it"),
         ({"draw_every": 0}, "draw-every must be 1 or more"),
         ({"face": 0}, "counted from 1"),
+        ({"face": 2}, "face 2 is one of the found ones: leave it out beside a face box"),
+        ({"face": 1, "face_box": None, "mask": "mask.png"}, "leave it out beside a face box or mask"),
         ({"face_box": (0.5, 0.1, 0.4, 0.9)}, "0.5,0.1,0.4,0.9 is no box"),
         ({"continuity": "maybe"}, "continuity must be one of"),
         ({"seed": -1}, "seed must be 0 or more"),
@@ -370,6 +372,16 @@ def test_a_shot_without_a_face_says_what_helps(dubber, tmp_path):
         dubber.plan(request(tmp_path, start=7.0))
     with pytest.raises(MediaError, match="number 3"):
         Dubber(dubber.components, People()).plan(request(tmp_path, face_box=None, face=3))
+    (tmp_path / "late.csv").write_text("frame,left,top,right,bottom\n10,0.2,0.1,0.8,0.9\n")
+    with pytest.raises(MediaError, match=r"late\.csv has no box for any frame of .*; frames are counted from 0"):
+        dubber.plan(request(tmp_path, face_box=tmp_path / "late.csv"))
+
+
+def test_a_mask_that_is_padded_away_is_refused(dubber, tmp_path):
+    footage(tmp_path)
+    with pytest.raises(ConfigError, match=r"a mask padding of -0\.5 leaves nothing of the mask"):
+        dubber.plan(request(tmp_path, mask_padding=-0.5))
+    assert dubber.plan(request(tmp_path, mask_padding=-0.1)).work.stretches
 
 
 def test_media_that_cannot_be_used_are_named(dubber, tmp_path):
