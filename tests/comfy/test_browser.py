@@ -53,7 +53,7 @@ def opened(browser, server, renderer):
 @pytest.fixture
 def page(opened):
     """An empty graph, and the faults from here on."""
-    opened.evaluate("() => app.graph.clear()")
+    opened.evaluate("() => { app.canvas.setGraph(app.graph); app.graph.clear() }")   # a test may have left it elsewhere
     opened.faults.clear()
     return opened
 
