@@ -110,9 +110,15 @@ def open_weights(path: Path | str) -> WeightFile:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder: give the weight file in it") from None
+        raise CheckpointError(f"{path} is a folder: give the weight file in it{_such_as(path)}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _such_as(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith((INDEX_SUFFIX, *WEIGHT_SUFFIXES)))
+    found = next((name for name in names if name.endswith(INDEX_SUFFIX)), next(iter(names), ""))
+    return f", such as {found}" if found else ""
 
 
 # ---- sharded sets --------------------------------------------------------------------------------------------------

@@ -152,7 +152,9 @@ def test_things_that_are_no_weights(tmp_path, content, says):
 
 def test_missing_file_and_folder(tmp_path):
     assert "does not exist" in fault(tmp_path / "nothing.safetensors")
-    assert "is a folder" in fault(tmp_path)
+    assert fault(tmp_path).endswith("is a folder: give the weight file in it")
+    index = save_sharded(tmp_path, TENSORS)
+    assert fault(tmp_path).endswith(f"is a folder: give the weight file in it, such as {index.name}")
 
 
 def test_unreadable_file(plain, monkeypatch):
