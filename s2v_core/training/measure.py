@@ -7,6 +7,7 @@ drawn faces with a dark open mouth, one in each region looked at.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -18,6 +19,7 @@ Region = tuple[float, float, float, float]   # left, top, right, bottom, pixels
 SKIN_TOLERANCE = (
     0.07  # distance of skin from its usual colour, as a share of that colour's length; at twice this none is
 )
+BOX = 24   # levels of a channel that count as one colour
 AROUND = 0.2   # of a face's height and width: it is looked for no farther than this from where it was; a neck is longer
 DARK, BLACK = 0.52, 0.2   # of the skin's brightness: a mouth's inside is darker than the first, fully so at the second
 NOD, SHAKE = 0.012, 0.012   # of the face's width: swings beyond these (root mean square) are meant
@@ -47,10 +49,16 @@ def _brightness(pixels: np.ndarray) -> np.ndarray:
 
 
 def _usual_color(pixels: np.ndarray) -> np.ndarray:
-    """[3] the middle of the commonest colours among [n, 3]."""
-    bins = (pixels // 24).astype(np.int64) @ np.asarray([1, 16, 256])
-    values, counts = np.unique(bins, return_counts=True)
-    return np.median(pixels[bins == values[counts.argmax()]], axis=0)
+    """[3] the middle of the commonest colours among [n, 3], wherever the edges of the boxes that they are counted in lie."""
+    fullest = max((_fullest_box(pixels, np.asarray(moved)) for moved in product((0, BOX // 2), repeat=3)), key=np.sum)
+    return np.median(pixels[fullest], axis=0)
+
+
+def _fullest_box(pixels: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """[n] which pixels are in the box of colours that holds most of them; the boxes' edges are moved by [3]."""
+    boxes = ((pixels + moved) // BOX).astype(np.int64) @ np.asarray([1, 16, 256])
+    values, counts = np.unique(boxes, return_counts=True)
+    return boxes == values[counts.argmax()]
 
 
 def _cut(frames: np.ndarray, region: Region | None) -> tuple[np.ndarray, int, int]:
@@ -72,8 +80,8 @@ def track_face(frames: np.ndarray, region: Region | None = None) -> FaceTrack:
     _check(frames)
     cut, dx, dy = _cut(frames, region)
     _, H, W, _ = cut.shape
-    cheeks = cut[0, int(0.38 * H) : int(0.56 * H), int(0.38 * W) : int(0.62 * W)]
-    skin = _usual_color(cheeks.reshape(-1, 3).astype(np.float32))
+    middle = cut[0, int(0.36 * H) : int(0.70 * H), int(0.38 * W) : int(0.62 * W)]   # more cheeks than eyes
+    skin = _usual_color(middle.reshape(-1, 3).astype(np.float32))
     boxes, box = [], (0.0, 0.1 * H, float(W), 0.86 * H)
     for frame in cut:
         box = _skin_box(frame, skin, box)

@@ -7,6 +7,7 @@ import pytest
 
 from s2v_core.errors import ShapeError
 from s2v_core.training.measure import (
+    _usual_color,
     best_lag,
     compressed_loudness,
     correlation,
@@ -63,6 +64,13 @@ def test_a_shirt_of_the_skins_colour_is_no_part_of_the_face():
     dressed[:, 116:] = np.rint(track_face(frames).skin)
     assert np.allclose(track_face(dressed).height, track_face(frames).height, atol=1)
     assert correlation(mouth_opening(dressed), mouth_opening(frames)) > 0.99
+
+
+def test_the_usual_colour_is_the_same_whatever_round_numbers_it_lies_at():
+    rng = np.random.default_rng(0)
+    for skin in ((216.0, 168.0, 120.0), (228.0, 180.0, 132.0), (240.0, 192.0, 168.0)):
+        skins, glasses = np.asarray(skin) + rng.normal(0, 4, (300, 3)), (200.0, 150.0, 150.0) + rng.normal(0, 1, (60, 3))
+        assert np.abs(_usual_color(np.concatenate([skins, glasses]).astype(np.float32)) - skin).max() < 3
 
 
 def test_in_a_box_around_a_small_head_a_shirt_of_the_skins_colour_is_not_seen():
