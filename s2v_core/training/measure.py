@@ -49,7 +49,7 @@ def _brightness(pixels: np.ndarray) -> np.ndarray:
 
 
 def _usual_color(pixels: np.ndarray) -> np.ndarray:
-    """[3] the middle of the commonest colours among [n, 3], wherever the edges of the boxes that they are counted in lie."""
+    """[3] the middle of the commonest colours among [n, 3], wherever the edges of the boxes they are counted in lie."""
     fullest = max((_fullest_box(pixels, np.asarray(moved)) for moved in product((0, BOX // 2), repeat=3)), key=np.sum)
     return np.median(pixels[fullest], axis=0)
 

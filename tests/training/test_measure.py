@@ -69,8 +69,8 @@ def test_a_shirt_of_the_skins_colour_is_no_part_of_the_face():
 def test_the_usual_colour_is_the_same_whatever_round_numbers_it_lies_at():
     rng = np.random.default_rng(0)
     for skin in ((216.0, 168.0, 120.0), (228.0, 180.0, 132.0), (240.0, 192.0, 168.0)):
-        skins, glasses = np.asarray(skin) + rng.normal(0, 4, (300, 3)), (200.0, 150.0, 150.0) + rng.normal(0, 1, (60, 3))
-        assert np.abs(_usual_color(np.concatenate([skins, glasses]).astype(np.float32)) - skin).max() < 3
+        cheeks, glasses = rng.normal(skin, 4, (300, 3)), rng.normal((200.0, 150.0, 150.0), 1, (60, 3))
+        assert np.abs(_usual_color(np.concatenate([cheeks, glasses]).astype(np.float32)) - skin).max() < 3
 
 
 def test_in_a_box_around_a_small_head_a_shirt_of_the_skins_colour_is_not_seen():
