@@ -212,6 +212,8 @@ def _voice(speaker: Speaker, sound: Sound) -> Voice:
     start = exact(speaker.start)
     duration = sound.duration if speaker.end is None else min(sound.duration, exact(speaker.end) - start)
     if duration < Fraction(FEATURE_WINDOW, SAMPLE_RATE):
+        if speaker.end is None:
+            raise ConfigError(f"{speaker.audio} lasts {float(duration):.3f} s: no voice is that short")
         raise ConfigError(f"of {speaker.audio} nothing is left between {speaker.start:g} s and {speaker.end:g} s")
     return Voice(speaker=speaker, sound=sound, start=start, duration=duration)
 

@@ -292,3 +292,6 @@ def test_what_is_heard_and_by_whom_must_be_clear(folder):
             request(folder, *speakers, **changes)
     with pytest.raises(ConfigError, match="nothing is left between 0 s and 0.01 s"):
         opened(folder, voice + ",end=0.01").__enter__()
+    tone(folder / "blip.wav", seconds=1102 / 44_100, rate=44_100)   # 400 samples at 16 kHz, rounded
+    with pytest.raises(ConfigError, match="blip.wav lasts 0.025 s: no voice is that short"):
+        opened(folder, "audio=blip.wav,region=0:0:1:1").__enter__()
