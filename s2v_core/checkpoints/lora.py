@@ -186,6 +186,16 @@ def fitting(model: nn.Module, lora: Lora) -> list[tuple[nn.Module, Change]]:
     return [(module, change) for module, change in found if module is not None and _fits(module, change)]
 
 
+def required_to_fit(model: nn.Module, lora: Lora) -> list[tuple[nn.Module, Change]]:
+    """`fitting`, of which there must be some. Raises: CheckpointError for a LoRA of another model."""
+    fits = fitting(model, lora)
+    if not fits:
+        raise CheckpointError(
+            f"{lora.path}: 0 of {lora.num_keys} keys fit this model; it looks like a LoRA for {describe_misfit(lora)}"
+        )
+    return fits
+
+
 def _fits(module: nn.Module, change: Change) -> bool:
     if change.down is not None and change.up is not None:
         matrix = (len(change.up), *change.down.shape[1:])
@@ -207,16 +217,6 @@ def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
     if isinstance(module, QuantizedLinear):
         return module.out_features, module.in_features
     return _shape(module, "weight")
-
-
-def required_to_fit(model: nn.Module, lora: Lora) -> list[tuple[nn.Module, Change]]:
-    """The same. Raises: CheckpointError when there are none."""
-    fits = fitting(model, lora)
-    if not fits:
-        raise CheckpointError(
-            f"{lora.path}: 0 of {lora.num_keys} keys fit this model; it looks like a LoRA for {describe_misfit(lora)}"
-        )
-    return fits
 
 
 def describe_misfit(lora: Lora) -> str:
